@@ -1,0 +1,1 @@
+"""What is done: pure functions from arrays and tables to arrays and tables."""

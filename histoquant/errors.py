@@ -1,0 +1,79 @@
+"""One small family of errors; each is also the builtin it stands for.
+
+Every error says what is wrong and where in its message, and what to do about it in its remedy. The two are kept
+apart because ``failures.csv`` lists them in columns of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class HistoquantError(Exception):
+    """Something a user can act on.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong and where, one sentence.
+    remedy : str
+        What to do about it, one sentence; may be empty.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message, remedy)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+
+class InputError(HistoquantError, ValueError):
+    """A value, table or command that cannot be used."""
+
+
+class FormatError(HistoquantError, OSError):
+    """A file that is not what its format promises, is damaged, or has no reader."""
+
+
+class PixelSizeError(InputError):
+    """An image whose pixel size is not known, so that nothing in um can be said about it."""
+
+
+class RegionError(InputError):
+    """Outlines that are empty, broken, off the slide, or that overlap without being declared."""
+
+
+class RecipeError(InputError):
+    """A recipe with an unknown key, a value out of bounds, or parts that do not fit together."""
+
+
+class StudyError(InputError):
+    """A sample sheet that cannot be used."""
+
+
+class PluginError(HistoquantError, LookupError):
+    """A reader, segmenter or rule that is missing, broken, or named twice."""
+
+
+class MissingExtraError(HistoquantError, ImportError):
+    """An optional part that is not installed."""
+
+
+class StoreError(HistoquantError, OSError):
+    """A run folder that cannot be written or does not belong to this run."""
+
+
+class Faults(InputError):
+    """All faults of one input, collected and raised together.
+
+    Parameters
+    ----------
+    faults : iterable of HistoquantError
+        At least one.
+    """
+
+    def __init__(self, faults: Iterable[HistoquantError]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(str(fault) for fault in self.faults))

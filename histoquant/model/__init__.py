@@ -1,0 +1,1 @@
+"""What exists: values without files, schedulers or windows."""

@@ -1,0 +1,1 @@
+"""Doors for files: slides (TIFF, OME-Zarr, pictures, vendor formats) and outlines."""
