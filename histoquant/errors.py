@@ -77,3 +77,7 @@ class Faults(InputError):
     def __init__(self, faults: Iterable[HistoquantError]) -> None:
         self.faults = tuple(faults)
         super().__init__("\n".join(str(fault) for fault in self.faults))
+
+    def __reduce__(self) -> tuple[type[Faults], tuple[tuple[HistoquantError, ...]]]:
+        """Rebuild from the faults, not from the message, when sent to another process."""
+        return type(self), (self.faults,)

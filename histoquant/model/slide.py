@@ -100,7 +100,8 @@ class Slide:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of a pixel."""
-        return np.dtype(self.levels[0].dtype)
+        dtype: np.dtype[Any] = self.levels[0].dtype
+        return dtype
 
     @property
     def pixel_size_um(self) -> float:

@@ -1,0 +1,240 @@
+"""Slide-wide background and intensity range: estimated once per slide, never per tile.
+
+The slide is looked at as a whole, shrunk by block means to about 2 um per pixel. A low percentile in windows much
+larger than a nucleus gives a coarse grid; between its nodes the background is interpolated from the absolute position
+of a pixel, so that it is the same number whichever tile the pixel is read in.
+
+Pixels that are not finite are left out of every estimate here; where a window or a channel has none that is finite,
+its background is the channel's lowest known one, or 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from histoquant.errors import InputError
+from histoquant.model.slide import Box
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Enough pixels to know a channel's noise and range to a fraction of a percent; keeps a big slide under a second.
+MAX_SAMPLED_PIXELS = 2_000_000
+# A slide is never stretched so far that its own noise would span more than this part of the range.
+MIN_RANGE_IN_NOISE = 10.0
+
+
+class BackgroundSettings(BaseModel):
+    """How the slide-wide background is found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    window_um: float = Field(
+        100.0,
+        gt=0,
+        le=10_000,
+        title="Background window (um)",
+        description="Side of the squares in which the background level is read. Several times a nucleus, so that each "
+        "square shows some background; smaller than the shading of the illumination.",
+    )
+    percentile: float = Field(
+        10.0,
+        ge=0,
+        le=50,
+        title="Background percentile",
+        description="Rank of the pixel taken as background in each square. Must lie below the part of the square that "
+        "is free of nuclei: 10 serves layers that are up to 85 % nuclei.",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """The background of a slide and the range of intensities above it.
+
+    Attributes
+    ----------
+    grid : (c, gy, gx) float32
+        Background in intensity units of the slide. Node (i, j) lies at pixel coordinates
+        ``((i + 0.5) * step_px, (j + 0.5) * step_px)``, where pixel (0, 0) covers 0 to 1.
+    step_px : float
+        Distance of two nodes in full-resolution pixels.
+    scale : (c,) float32
+        Range of each channel: what typical stained pixels are above the background. Greater than 0.
+    noise : (c,) float32
+        Standard deviation of background pixels as the survey saw them, i.e. after its block mean.
+    """
+
+    grid: NDArray[np.float32]
+    step_px: float
+    scale: NDArray[np.float32]
+    noise: NDArray[np.float32]
+
+    def at(self, box: Box, channel: int) -> NDArray[np.float32]:
+        """Return the background of one channel in a box of full-resolution pixels.
+
+        The value at a pixel depends on the pixel's absolute position only, to the last bit.
+
+        Returns
+        -------
+        (h, w) float32, intensity units of the slide
+        """
+        grid = self.grid[channel].astype(np.float64)
+        top, y_weight = self._nodes(box.y0, box.y1, grid.shape[0])
+        left, x_weight = self._nodes(box.x0, box.x1, grid.shape[1])
+        bottom, right = (np.minimum(i + 1, n - 1) for i, n in zip((top, left), grid.shape, strict=True))
+        rows = grid[:, left] * (1 - x_weight) + grid[:, right] * x_weight
+        y_weight = y_weight[:, np.newaxis]
+        mixed: NDArray[np.float64] = rows[top] * (1 - y_weight) + rows[bottom] * y_weight
+        return mixed.astype(np.float32)
+
+    def _nodes(self, start: int, stop: int, n_nodes: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Return the node before each pixel and the weight of the next."""
+        position = np.clip((np.arange(start, stop) + 0.5) / self.step_px - 0.5, 0, n_nodes - 1)
+        before = np.floor(position).astype(np.intp)
+        return before, position - before
+
+
+def estimate(
+    coarse: NDArray[np.floating[Any]],
+    coarse_px: float,
+    *,
+    pixel_size_um: float,
+    settings: BackgroundSettings,
+    tissue: NDArray[np.bool_] | None = None,
+) -> Background:
+    """Estimate the background of a slide.
+
+    In windows that overlap by half, a low percentile of the pixels is read; bumps narrower than three nodes (a dense
+    clump that fills a window) are opened away. A low percentile lies below the middle of the background by an amount
+    that depends on the noise, so the whole grid is then shifted to the most frequent residual (half-sample mode,
+    Robertson & Cryer 1974), which is that of the background pixels.
+
+    Parameters
+    ----------
+    coarse : (c, y, x) float
+        The whole slide, shrunk by block means to about 2 um per pixel, or as it is when it is small. Pixels that are
+        not finite are ignored.
+    coarse_px : float
+        Full-resolution pixels that one pixel of ``coarse`` spans along an edge.
+    pixel_size_um : float
+        Side of a full-resolution pixel in um.
+    settings : BackgroundSettings
+    tissue : (y, x) bool, optional
+        Where there is tissue, at the resolution of ``coarse``. The background of windows that show both is then read
+        from the tissue, which is hazier than glass.
+
+    Raises
+    ------
+    InputError
+        If ``coarse`` is not (c, y, x), holds no pixel, or a size is not positive.
+    """
+    if coarse.ndim != 3 or 0 in coarse.shape:
+        raise InputError(f"A survey of shape {coarse.shape} is not (c, y, x).", "Give at least one pixel.")
+    if not (coarse_px > 0 and pixel_size_um > 0):
+        raise InputError(f"Pixel sizes {coarse_px} px and {pixel_size_um} um must be positive.")
+    step_coarse = max(1, round(settings.window_um / (2 * coarse_px * pixel_size_um)))
+    step_px = step_coarse * float(coarse_px)
+    pixels = np.where(np.isfinite(coarse), coarse, np.nan).astype(np.float32)
+    whole = Box(0, coarse.shape[1], 0, coarse.shape[2])
+    grids, scales, noises = [], [], []
+    for channel in pixels:
+        grid = _smooth(_window_percentiles(channel, step_coarse, settings.percentile, tissue))
+        residual = channel - Background(grid[np.newaxis], step_coarse, grid, grid).at(whole, 0)
+        middle, noise = _mode_and_noise(_sampled(residual))
+        grids.append(grid + np.float32(middle))
+        noises.append(noise)
+        scales.append(_range(_sampled(residual) - middle, noise))
+    return Background(
+        np.stack(grids).astype(np.float32),
+        step_px,
+        np.asarray(scales, dtype=np.float32),
+        np.asarray(noises, dtype=np.float32),
+    )
+
+
+def _window_percentiles(
+    channel: NDArray[np.float32], step: int, percentile: float, tissue: NDArray[np.bool_] | None
+) -> NDArray[np.float32]:
+    """Return the percentile of the finite pixels in windows of 2 x 2 steps, centred on the nodes of the grid.
+
+    Windows that would leave the image are moved inside, so that all see an equal area.
+    """
+    height, width = channel.shape
+    n_y, n_x = math.ceil(height / step), math.ceil(width / step)
+    side_y, side_x = min(2 * step, height), min(2 * step, width)
+    starts_x = np.clip((np.arange(n_x) * step - step // 2), 0, width - side_x)
+    columns = starts_x[:, np.newaxis] + np.arange(side_x)
+    grid = np.empty((n_y, n_x), dtype=np.float32)
+    for i in range(n_y):
+        start = min(max(i * step - step // 2, 0), height - side_y)
+        rows = channel[start : start + side_y]
+        windows = rows[:, columns].transpose(1, 0, 2).reshape(n_x, -1)
+        if tissue is not None:
+            inside = tissue[start : start + side_y][:, columns].transpose(1, 0, 2).reshape(n_x, -1)
+            enough = inside.mean(axis=1) >= 0.1
+            windows = np.where(inside | ~enough[:, np.newaxis], windows, np.nan)
+        grid[i] = _row_percentiles(windows, percentile)
+    known = np.isfinite(grid)
+    grid[~known] = grid[known].min() if known.any() else 0
+    return grid
+
+
+def _row_percentiles(windows: NDArray[np.float32], percentile: float) -> NDArray[np.float32]:
+    """Return the percentile of the values of each row that are not nan; nan for a row without any."""
+    ordered = np.sort(windows, axis=1)  # nan goes last
+    n_known = np.isfinite(windows).sum(axis=1)
+    index = np.floor(np.maximum(n_known - 1, 0) * (percentile / 100)).astype(np.intp)
+    return ordered[np.arange(len(windows)), index]
+
+
+def _smooth(grid: NDArray[np.float32]) -> NDArray[np.float32]:
+    from scipy import ndimage
+
+    opened = ndimage.grey_opening(grid, size=(3, 3), mode="nearest")
+    for axis in (0, 1):
+        opened = ndimage.correlate1d(opened, [0.25, 0.5, 0.25], axis=axis, mode="nearest")
+    return np.asarray(opened, dtype=np.float32)
+
+
+def _sampled(residual: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the finite pixels, evenly thinned when there are very many."""
+    known = residual[np.isfinite(residual)]
+    return known[:: max(1, len(known) // MAX_SAMPLED_PIXELS)].astype(np.float64)
+
+
+def _mode_and_noise(residual: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the most frequent residual and the standard deviation of the pixels below it.
+
+    Nothing but background lies below the mode of the background, so that side shows its noise undisturbed. The
+    68.27th percentile of a half-normal is its sigma; unlike the median it is not 0 for noise of one grey level.
+    """
+    if not len(residual):
+        return 0.0, 0.0
+    ordered = np.sort(residual)
+    part = ordered
+    while len(part) > 3:
+        half = (len(part) + 1) // 2
+        first = int(np.argmin(part[half - 1 :] - part[: len(part) - half + 1]))
+        part = part[first : first + half]
+    mode = float(part.mean())
+    return mode, float(np.percentile(mode - ordered[ordered <= mode], 68.27)) if ordered[0] <= mode else 0.0
+
+
+def _range(above: NDArray[np.float64], noise: float) -> float:
+    """Return what stained pixels typically are above the background.
+
+    The median of the pixels that stand out of the noise, each weighed by its height, so that wide faint haze counts
+    for little. 1 when nothing stands out of a noiseless channel.
+    """
+    stained = np.sort(above[above > 5 * noise])
+    floor = MIN_RANGE_IN_NOISE * noise
+    if not len(stained):
+        return floor or 1.0
+    weight = stained.cumsum()
+    typical = float(stained[np.searchsorted(weight, weight[-1] / 2)])
+    return max(typical, floor) or 1.0

@@ -1,0 +1,65 @@
+"""Pieces of one nucleus that fell apart (karyorrhexis) become one cell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+
+def group(cells: pd.DataFrame, pieces: NDArray[np.bool_], *, link_px: float) -> NDArray[np.intp]:
+    """Return for each row the number of the cell it belongs to, counted from 0 in the order of first rows.
+
+    Parameters
+    ----------
+    cells : DataFrame
+        With ``y_px``, ``x_px``.
+    pieces : (n,) bool
+        Rows that may be pieces; all others are cells of their own.
+    link_px : float
+        Pieces whose centroids are nearer than this belong together.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import KDTree
+
+    first = np.arange(len(cells))
+    rows = np.flatnonzero(pieces)
+    if len(rows) > 1:
+        centres = cells[["y_px", "x_px"]].to_numpy(dtype=float)[rows]
+        pairs = KDTree(centres).query_pairs(link_px, output_type="ndarray")
+        links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(rows), len(rows)))
+        n, member = connected_components(links, directed=False)
+        earliest = np.full(n, len(cells))
+        np.minimum.at(earliest, member, rows)
+        first[rows] = earliest[member]
+    return np.unique(first, return_inverse=True)[1]
+
+
+def merge(cells: pd.DataFrame, order: NDArray[np.intp]) -> pd.DataFrame:
+    """Return one row per cell, with ``n_pieces``.
+
+    Areas of pieces add up; everything else is their mean, weighted by area.
+
+    Parameters
+    ----------
+    order : (n,) int
+        As `group` returns it.
+    """
+    import pandas as pd
+
+    n_pieces = np.bincount(order, minlength=0)
+    alone = n_pieces[order] == 1
+    parts = [cells[alone].assign(order=order[alone], n_pieces=1)]
+    for index in np.flatnonzero(n_pieces > 1):
+        pieces = cells[order == index]
+        weight = pieces["area_px"].to_numpy(dtype=float)
+        row = {name: np.average(pieces[name].to_numpy(dtype=float), weights=weight) for name in cells.columns}
+        row |= {"area_px": weight.sum(), "order": index, "n_pieces": len(pieces)}
+        parts.append(pd.DataFrame([row]).astype({"area_px": cells["area_px"].dtype}))
+    joined: pd.DataFrame = pd.concat(parts).sort_values("order", ignore_index=True)
+    return joined.drop(columns="order")

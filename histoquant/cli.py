@@ -1,0 +1,323 @@
+"""The command line: thin; every command calls one function and prints what it gave."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import click
+import typer
+
+from histoquant import __version__
+from histoquant.errors import Faults, HistoquantError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from histoquant.batch import Outcome, Progress
+
+app = typer.Typer(
+    name="histoquant",
+    help="From a folder of microscope slides to counts per region, section, animal and group.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Log = Annotated[Path | None, typer.Option("--log", help="Also write what is printed to this file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Recipe = Annotated[Path, typer.Option("--recipe", "-r", help="The recipe (TOML).")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", "-w", min=1, help="Processes; as many as there are cores when not given.")
+]
+Outside = Annotated[
+    bool, typer.Option("--allow-outside", help="Allow relative paths in the sheet that leave its folder.")
+]
+
+
+class _Printer:
+    """Prints lines to the terminal and to a log file."""
+
+    def __init__(self, quiet: bool, log: Path | None) -> None:
+        self.quiet, self.log = quiet, log
+        if log is not None:
+            self._append("")
+
+    def __call__(self, text: str) -> None:
+        if not self.quiet:
+            print(text)
+        if self.log is not None:
+            self._append(text + "\n")
+
+    def _append(self, text: str) -> None:
+        assert self.log is not None
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise InputError(f"Cannot write the log '{self.log}': {error.strerror or error}.", "Name another.") from error
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Callable[[Progress], None]]:
+        """Give a callback that shows a bar with the time left on a terminal, and plain lines otherwise."""
+        if self.quiet or not sys.stderr.isatty():
+            yield self._line
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Bar(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task(title, total=None)
+
+            def show(step: Progress) -> None:
+                bar.update(task, completed=step.done, total=step.total, description=f"{title}  {step.message[:60]}")
+
+            yield show
+
+    def _line(self, step: Progress) -> None:
+        self(f"[{step.done}/{step.total}] {step.message}")
+
+
+@app.command(epilog="Example:  histoquant demo --out demo_out")
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")] = Path("histoquant_demo"),
+    workers: Workers = None,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Run the sample study (TUNEL, 2 groups x 3 animals, true effect -50 %) end to end."""
+    from histoquant.batch import load, run_study
+    from histoquant.samples import sample_study
+
+    tell = _Printer(quiet, log)
+    study = sample_study(out.with_name(f"{out.name}_study"), tell)
+    checked = load(study, study.with_name("recipe.toml"))
+    with tell.progress("demo") as show:
+        outcome = run_study(checked, out, workers=workers, command=sys.argv, progress=show)
+    _report(outcome, tell)
+
+
+@app.command(epilog="Example:  histoquant init slides/ --out study.csv")
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder with slides; it is searched with its subfolders.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Sample sheet to write; FOLDER/study.csv.")] = None,
+    pixel_size_um: Annotated[
+        float | None, typer.Option("--pixel-size-um", help="For slides whose file does not say.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing sheet and recipe.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look into every slide of a folder and write a sample sheet and a recipe to start from."""
+    from histoquant.starter import write_starter
+
+    tell = _Printer(quiet, None)
+    for line in write_starter(folder, out or folder / "study.csv", pixel_size_um=pixel_size_um, force=force):
+        tell(line)
+
+
+@app.command(epilog="Example:  histoquant check study.csv --recipe recipe.toml")
+def check(
+    study: Annotated[Path, typer.Argument(help="The sample sheet (CSV).")],
+    recipe: Recipe,
+    allow_outside: Outside = False,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Open everything, compute nothing, and print all faults at once. Exit code 0 or 2."""
+    from histoquant.batch import check_study, load
+
+    checked = load(study, recipe, allow_outside=allow_outside)
+    blocks, failures = check_study(checked)
+    tell = _Printer(quiet, None)
+    if json_:
+        print(json.dumps({"sound": list(blocks), "faults": [vars(failure) for failure in failures]}, indent=2))
+    for failure in () if json_ else failures:
+        print(f"{failure.slide}: {failure.error} {failure.remedy}", file=sys.stderr)
+    n_slides = len(checked.study.included)
+    if not json_:
+        tell(f"{len(blocks)} of {n_slides} slide(s) can be analysed; {len(failures)} fault(s).")
+    raise typer.Exit(2 if failures else 0)
+
+
+@app.command(epilog="Example:  histoquant run study.csv --recipe recipe.toml --out results --workers 2")
+def run(
+    study: Annotated[Path, typer.Argument(help="The sample sheet (CSV).")],
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an earlier run in it is resumed.")],
+    workers: Workers = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run left in the folder.")] = False,
+    allow_outside: Outside = False,
+    quiet: Quiet = False,
+    log: Log = None,
+    json_: Json = False,
+) -> None:
+    """Analyse a study. Exit code 0 done, 1 some slides failed, 2 the input is wrong, 130 interrupted."""
+    from histoquant.batch import load, run_study
+
+    tell = _Printer(quiet or json_, log)
+    checked = load(study, recipe, allow_outside=allow_outside)
+    with tell.progress("run") as show:
+        outcome = run_study(checked, out, workers=workers, fresh=fresh, command=sys.argv, progress=show)
+    if json_:
+        failures = [vars(failure) for failure in outcome.failures]
+        print(json.dumps({"out": str(out), "failures": failures, "notes": outcome.notes}, indent=2))
+    _report(outcome, tell)
+
+
+def _report(outcome: Outcome, tell: _Printer) -> None:
+    """Say where the results are, list what failed, and leave with the right code."""
+    for note in outcome.notes:
+        tell(f"note: {note}")
+    failed = {failure.slide for failure in outcome.failures}
+    for failure in outcome.failures:
+        print(f"{failure.slide} ({failure.stage}): {failure.error} {failure.remedy}", file=sys.stderr)
+    tell(f"{outcome.n_slides - len(failed)} of {outcome.n_slides} slide(s) done.")
+    if len(failed) == outcome.n_slides:
+        raise typer.Exit(2 if all(failure.stage == "check" for failure in outcome.failures) else 1)
+    tell(f"Groups:   {outcome.root / 'tables' / 'groups.csv'}")
+    tell(f"Pictures: {outcome.root / 'slides' / '*' / 'overview.png'}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example:  histoquant segment section.ome.tif --out labels.tif --channel DAPI --param diameter_um=8")
+def segment(
+    image: Annotated[Path, typer.Argument(help="Image of any size and format histoquant reads.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Label image to write (OME-TIFF, uint32).")],
+    channel: Annotated[str, typer.Option("--channel", "-c", help="Channel with the nuclei: name or number.")] = "0",
+    segmenter: Annotated[str | None, typer.Option("--segmenter", "-s", help="Name of an installed segmenter.")] = None,
+    pixel_size_um: Annotated[float | None, typer.Option("--pixel-size-um", help="When the file does not say.")] = None,
+    param: Annotated[list[str] | None, typer.Option("--param", "-p", help="K=V of [segment] or [tiles].")] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes.")] = 1,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Find the nuclei of one image."""
+    from histoquant.single import segment_image
+
+    tell = _Printer(quiet or json_, None)
+    settings = dict(_parameter(text) for text in param or ())
+    if segmenter is not None:
+        settings["segmenter"] = segmenter
+    with tell.progress("segment") as show:
+        found = segment_image(
+            image, out, channel=channel, pixel_size_um=pixel_size_um, settings=settings, workers=workers, progress=show
+        )
+    if json_:
+        print(json.dumps(found, indent=2))
+        return
+    for note in found["notes"]:
+        tell(f"note: {note}")
+    tell(f"{found['n_nuclei']:,} nuclei in {out}")
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    """Return key and value of ``K=V``; the value as TOML would read it, else as text."""
+    import tomllib
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--param '{text}' is not K=V.", "Write for example --param diameter_um=8.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+@app.command(epilog="Example:  histoquant score labels.tif truth.png --iou 0.5 --iou 0.75 --json")
+def score(
+    labels: Annotated[Path, typer.Argument(help="Label image, or a folder of them.")],
+    truth: Annotated[Path, typer.Argument(help="True label image, or a folder; files pair by name.")],
+    iou: Annotated[list[float] | None, typer.Option("--iou", help="Overlap at which two objects match; 0.5.")] = None,
+    json_: Json = False,
+) -> None:
+    """Compare label images with the truth: precision, recall, F1, AP, panoptic quality."""
+    from histoquant.single import score_files
+
+    result = score_files(labels, truth, iou=tuple(iou or (0.5,)))
+    if json_:
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{result['n_images']} image(s)")
+    for kind in ("pooled", "per_image_mean"):
+        for row in result[kind]:
+            numbers = "  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+            print(f"{kind.replace('_', ' ')}:  {numbers}")
+
+
+@app.command(epilog="Example:  histoquant phantom sections --assay tunel --animals 3 --seed 1")
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    assay: Annotated[str, typer.Option("--assay", "-a", help="tunel, brdu, dcx or nuclei.")],
+    size_mm: Annotated[
+        tuple[float, float] | None, typer.Option("--size-mm", help="Height and width of each section.")
+    ] = None,
+    pixel_size_um: Annotated[float | None, typer.Option("--pixel-size-um", help="Pixel size.")] = None,
+    animals: Annotated[int | None, typer.Option("--animals", min=1, help="Animals per group.")] = None,
+    density_per_mm2: Annotated[float | None, typer.Option("--density-per-mm2", help="Nuclei per mm2.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Make a synthetic study whose truth is known."""
+    from histoquant.batch import Progress
+    from histoquant.phantom import PhantomPlan, make_phantom
+
+    stated: dict[str, Any] = {
+        "size_mm": size_mm,
+        "pixel_size_um": pixel_size_um,
+        "animals": animals,
+        "density_per_mm2": density_per_mm2,
+    }
+    plan = PhantomPlan(assay=assay, seed=seed, **{name: value for name, value in stated.items() if value is not None})
+    tell = _Printer(quiet, None)
+    with tell.progress("phantom") as show:
+        study = make_phantom(out, plan, progress=lambda part: show(Progress(round(100 * part), 100, f"{part:.0%}")))
+    tell(f"histoquant run {study} --recipe {study.with_name('recipe.toml')} --out {out.with_name(out.name + '_run')}")
+
+
+@app.command(epilog="Example:  histoquant plugins")
+def plugins(json_: Json = False) -> None:
+    """List readers, segmenters and positivity rules, and what is broken. Exit code 0 or 2."""
+    from histoquant.registry import list_plugins
+
+    found = list_plugins(load=True)
+    if json_:
+        print(json.dumps([vars(plugin) for plugin in found], indent=2))
+    for plugin in () if json_ else found:
+        state = f"BROKEN: {plugin.error}" if plugin.error else "ok"
+        print(f"{plugin.kind:<10} {plugin.name:<14} {plugin.distribution} {plugin.version}  {state}")
+    raise typer.Exit(2 if any(plugin.error for plugin in found) else 0)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"histoquant {__version__}")
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Run the command line; errors of the user's input are one sentence each, never a traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except HistoquantError as error:
+        for fault in error.faults if isinstance(error, Faults) else (error,):
+            print(f"histoquant: {fault}", file=sys.stderr)
+        code = 2
+    except click.exceptions.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        print("histoquant: interrupted; what is finished is kept, the same command goes on.", file=sys.stderr)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    sys.exit(code or 0)

@@ -1,0 +1,147 @@
+"""Panel: which channel shows which marker, and where in the cell to look for it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from histoquant.errors import InputError
+from histoquant.model.slide import Slide
+
+Role = Literal["counterstain", "nuclear", "cytoplasmic", "dendrite", "autofluorescence"]
+
+# The compartment a role is read from decides the rule and the share of its pixels that must reach the threshold:
+# half of the nucleus (TUNEL, BrdU) or two fifths of a perinuclear ring (DCX somata).
+_RULE_BY_ROLE = {"nuclear": "nuclear", "cytoplasmic": "ring"}
+_FRACTION_BY_ROLE = {"nuclear": 0.5, "cytoplasmic": 0.4}
+
+
+class Positive(BaseModel):
+    """When a cell counts as positive for a marker. Keys not listed here are parameters of the rule itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    rule: str | None = Field(
+        None, title="Rule", description="Positivity rule; by default 'nuclear' or 'ring', after the marker's role."
+    )
+    threshold: float | Literal["auto", "controls"] = Field(
+        "auto",
+        title="Threshold",
+        description="Intensity above local background; 'controls' takes it from negative-control sections of the same "
+        "staining batch, 'auto' from all sections of the batch together.",
+    )
+    control: tuple[str, ...] = Field(
+        ("no_tdt", "no_primary"), min_length=1, title="Control kinds", description="Values of the control column used."
+    )
+    k: float = Field(3.0, ge=0, le=50, title="k", description="Control threshold = median + k robust SDs.")
+    quantile: float | None = Field(
+        None, gt=0, lt=1, title="Quantile", description="Take this quantile of the control nuclei instead of k SDs."
+    )
+    fraction: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        title="Share of pixels",
+        description="Share of the compartment's pixels that must reach the threshold; 0.5 (nucleus) or 0.4 (ring).",
+    )
+
+    @model_validator(mode="after")
+    def _threshold_is_usable(self) -> Positive:
+        if isinstance(self.threshold, float) and not self.threshold > 0:
+            raise ValueError("threshold must be above 0, or 'auto', or 'controls'")
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Keys meant for the rule plug-in."""
+        return dict(self.model_extra or {})
+
+
+class Marker(BaseModel):
+    """One marker of the panel: data, not code."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channel: str | int | None = Field(
+        None, title="Channel", description="Channel name or number; by default the marker's own name."
+    )
+    role: Role = Field(title="Role", description="Where in the cell the marker shows.")
+    positive: Positive | None = Field(None, title="Positive when", description="How cells are called positive.")
+    area: bool = Field(False, title="Percent area", description="Also report the share of area above the threshold.")
+    orphans: bool = Field(
+        False, title="Orphans", description="Also find objects of this marker that lie on no nucleus (TUNEL bodies)."
+    )
+    death_classes: bool = Field(
+        False,
+        title="Death classes",
+        description="Sort positives into condensed, diffuse and fragmented, and join fragments of one nucleus.",
+    )
+
+    @model_validator(mode="after")
+    def _positive_fits_role(self) -> Marker:
+        if self.positive is not None and self.role not in _RULE_BY_ROLE and self.positive.rule is None:
+            raise ValueError(f"role '{self.role}' has no default rule; name one in positive.rule")
+        if self.positive is None and (self.area or self.orphans or self.death_classes):
+            raise ValueError("area, orphans and death_classes need a threshold: add positive = { ... }")
+        return self
+
+    @property
+    def rule(self) -> str:
+        """Name of the positivity rule; only for markers that have one."""
+        if self.positive is None:
+            raise ValueError("this marker is not called")
+        return self.positive.rule or _RULE_BY_ROLE[self.role]
+
+    @property
+    def fraction(self) -> float:
+        """Share of the compartment's pixels that must reach the threshold."""
+        stated = self.positive.fraction if self.positive is not None else None
+        return stated if stated is not None else _FRACTION_BY_ROLE.get(self.role, 0.5)
+
+
+Panel = dict[str, Marker]
+
+
+def channel_of(name: str, marker: Marker) -> str | int:
+    """Return the channel a marker is read from: as stated, else the marker's own name."""
+    return name if marker.channel is None else marker.channel
+
+
+def bound(panel: Panel, slide: Slide) -> Panel:
+    """Return the panel with every channel named as this slide names it.
+
+    Raises
+    ------
+    InputError
+        If the slide is a brightfield picture or lacks a channel; all that are missing are named.
+    """
+    if slide.brightfield:
+        raise InputError(
+            f"Slide '{slide.name}' is a brightfield (RGB) picture, but the recipe's markers are fluorescence channels.",
+            "Leave it out of this study, or give the fluorescence image of the section.",
+        )
+    named, missing = {}, []
+    for name, marker in panel.items():
+        try:
+            channel = slide.channels[slide.channel_index(channel_of(name, marker))]
+        except InputError:
+            missing.append(f"'{channel_of(name, marker)}' ({name})")
+        else:
+            named[name] = marker.model_copy(update={"channel": channel})
+    if missing:
+        raise InputError(
+            f"Slide '{slide.name}': no channel {', '.join(missing)}; it has {', '.join(slide.channels)}.",
+            "Name its channels under [panel] in the recipe, or correct the slide.",
+        )
+    return named
+
+
+def counterstain_of(panel: Panel) -> str:
+    """Return the name of the panel's counterstain; the recipe guarantees there is exactly one."""
+    return next(name for name, marker in panel.items() if marker.role == "counterstain")
+
+
+def called_markers(panel: Panel) -> list[str]:
+    """Return the names of the markers that cells are called positive for, in the panel's order."""
+    return [name for name, marker in panel.items() if marker.positive is not None]

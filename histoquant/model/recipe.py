@@ -1,0 +1,273 @@
+"""Recipe: every number that changes a result, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from itertools import combinations
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from histoquant.errors import Faults, HistoquantError, RecipeError
+from histoquant.model.panel import Marker, Panel, called_markers, channel_of
+from histoquant.model.region_rule import RegionRule
+
+RESULT_VERSION = 1
+"""Raised whenever the same slide and recipe would give other numbers than before."""
+
+
+class Segment(BaseModel):
+    """How nuclei are found. Keys not listed here are parameters of the segmenter itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    segmenter: str = Field("watershed", title="Segmenter", description="Name of an installed segmenter.")
+    diameter_um: float | None = Field(
+        None, gt=0, le=200, title="Nuclear diameter (um)", description="Typical diameter; estimated when not given."
+    )
+    channels: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        title="Markers segmented",
+        description="The brightest of these markers at each pixel is segmented; the counterstain when not given.",
+    )
+    z: Literal["max", "mean"] | int = Field(
+        "max", title="Focal planes", description="How a stack becomes one plane: 'max', 'mean' or a plane's number."
+    )
+    min_snr: float = Field(
+        3.0,
+        ge=0,
+        title="Counterstain quality gate",
+        description="Below this signal-to-noise ratio of the counterstain no fractions are reported.",
+    )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Keys meant for the segmenter plug-in."""
+        return dict(self.model_extra or {})
+
+
+class Tiles(BaseModel):
+    """How a slide is cut for computing. Laws say these change no result; they are kept with it all the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    core_px: int = Field(1024, ge=64, le=16384, title="Core (px)", description="Side of the area a tile owns.")
+    max_object_um: float | None = Field(
+        None,
+        gt=0,
+        le=500,
+        title="Largest object (um)",
+        description="Objects up to this extent are exact at seams; 2.5 diameters when not given.",
+    )
+
+
+class BackgroundSettings(BaseModel):
+    """How the slide-wide background is estimated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Measure(BaseModel):
+    """Where intensities are read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ring_um: float = Field(2.0, gt=0, le=20, title="Ring (um)", description="Width of the perinuclear ring.")
+    background_inner_um: float = Field(
+        15.0, gt=0, le=200, title="Background from (um)", description="Inner radius of the local background annulus."
+    )
+    background_outer_um: float = Field(
+        25.0, gt=0, le=300, title="Background to (um)", description="Outer radius of the local background annulus."
+    )
+    attach_um: float = Field(
+        2.0, ge=0, le=20, title="Attach (um)", description="Marker objects this near to a nucleus belong to it."
+    )
+    min_object_um2: float = Field(
+        3.0, gt=0, title="Smallest marker object (um2)", description="Smaller marker objects are specks, not orphans."
+    )
+
+    @model_validator(mode="after")
+    def _annulus_has_width(self) -> Measure:
+        if self.background_outer_um <= self.background_inner_um:
+            raise ValueError("background_outer_um must be larger than background_inner_um")
+        return self
+
+
+class Count(BaseModel):
+    """How cells are counted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    domain: Literal["slide", "tissue"] = Field(
+        "slide", title="Where", description="'tissue' masks everything off the tissue, in counts and in areas."
+    )
+    distance_to: tuple[str, ...] = Field(
+        (), title="Distance to", description="Outlines whose signed distance becomes a column of every cell."
+    )
+    double: tuple[tuple[str, str], ...] | None = Field(
+        None, title="Double labels", description="Pairs of markers; every pair of called markers when not given."
+    )
+    overlap: Literal["error", "first"] = Field(
+        "error", title="Overlap", description="Undeclared overlap of regions is an error, or the first keeps the ground."
+    )
+    reference_group: str | None = Field(
+        None, title="Reference group", description="Group others are compared with; the sheet's first when not given."
+    )
+
+
+class Recipe(BaseModel):
+    """A whole recipe. Unknown keys are refused at every level."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: Literal[1] = Field(1, alias="schema", title="Schema", description="Version of this file format.")
+    name: str = Field("", max_length=200, title="Name", description="What the recipe is called in reports.")
+    panel: Panel = Field(min_length=1, title="Panel", description="Markers by name.")
+    segment: Segment = Field(default_factory=Segment, title="Nuclei")
+    tiles: Tiles = Field(default_factory=Tiles, title="Tiles")
+    background: BackgroundSettings = Field(default_factory=BackgroundSettings, title="Background")
+    measure: Measure = Field(default_factory=Measure, title="Measurement")
+    regions: dict[str, RegionRule] = Field(default_factory=dict, title="Regions", description="By region name.")
+    count: Count = Field(default_factory=Count, title="Counting")
+
+    @field_validator("panel")
+    @classmethod
+    def _names_make_columns(cls, panel: Panel) -> Panel:
+        for name in panel:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise ValueError(f"marker name '{name}' must be a letter followed by letters, digits or _")
+        return panel
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Recipe:
+        counterstains = [name for name, marker in self.panel.items() if marker.role == "counterstain"]
+        if len(counterstains) != 1:
+            raise ValueError(f"the panel needs exactly one counterstain, it has {len(counterstains)}")
+        for marker in self.segment.channels or ():
+            if marker not in self.panel:
+                raise ValueError(f"segment.channels: no marker '{marker}' in the panel")
+        called = called_markers(self.panel)
+        for pair in self.count.double or ():
+            for marker in pair:
+                if marker not in called:
+                    raise ValueError(f"count.double: '{marker}' is not a marker with a positive rule")
+        return self
+
+    @property
+    def segmented(self) -> tuple[str, ...]:
+        """Names of the markers that are segmented together."""
+        if self.segment.channels is not None:
+            return self.segment.channels
+        return tuple(name for name, marker in self.panel.items() if marker.role == "counterstain")
+
+    @property
+    def double_labels(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of markers whose double-positive cells are counted."""
+        if self.count.double is not None:
+            return self.count.double
+        return tuple(combinations(called_markers(self.panel), 2))
+
+    def fingerprint(self, *, measured: bool = False) -> str:
+        """Return a sha256 of everything that decides the results.
+
+        Parameters
+        ----------
+        measured : bool
+            Only of the part that decides the measured table: segmentation, tiling, background, measurement and what
+            is read from which channel. Thresholds, regions and counting do not enter.
+        """
+        content = self.model_dump(mode="json", by_alias=True)
+        content["result_version"] = RESULT_VERSION
+        del content["name"]
+        if measured:
+            content = {key: content[key] for key in ("result_version", "segment", "tiles", "background", "measure")}
+            content["read"] = {
+                name: [
+                    str(channel_of(name, marker)),
+                    marker.role,
+                    marker.fraction,
+                    marker.orphans,
+                    marker.positive is not None,
+                ]
+                for name, marker in self.panel.items()
+            }
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def parse_recipe(text: str, *, source: str = "recipe") -> Recipe:
+    """Read a recipe from TOML text.
+
+    Raises
+    ------
+    RecipeError
+        If the text is not TOML or one thing in it is wrong.
+    Faults
+        If several things are wrong; all are listed.
+    """
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise RecipeError(f"{source}: not valid TOML ({error}).", "Mend that line.") from error
+    return build_recipe(content, source=source)
+
+
+def build_recipe(content: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+    """Check a recipe given as nested mappings; raises as `parse_recipe` does."""
+    try:
+        return Recipe.model_validate(dict(content))
+    except ValidationError as error:
+        raise_faults(_describe(fault, source) for fault in error.errors())
+        raise AssertionError from error
+
+
+def raise_faults(faults: Any) -> None:
+    """Raise the one fault itself, or `Faults` of several; do nothing when there are none."""
+    found: list[HistoquantError] = list(faults)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise Faults(found)
+
+
+def plugin_parameters(model: type[BaseModel], values: Mapping[str, Any], *, where: str) -> BaseModel:
+    """Check the parameters of a plug-in with its own model; errors name the place in the recipe."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise_faults(_describe(fault, where, known=tuple(model.model_fields)) for fault in error.errors())
+        raise AssertionError from error
+
+
+def _describe(fault: Any, source: str, known: tuple[str, ...] | None = None) -> RecipeError:
+    place = ".".join(str(part) for part in fault["loc"]) or "the recipe"
+    if fault["type"] == "extra_forbidden":
+        choices = known if known is not None else _known_keys(fault["loc"])
+        close = get_close_matches(str(fault["loc"][-1]), choices, n=1)
+        remedy = f"Did you mean '{close[0]}'?" if close else f"Known here: {', '.join(choices)}."
+        return RecipeError(f"{source}: unknown key '{place}'.", remedy)
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    shown = "" if isinstance(fault["input"], dict | BaseModel) else f" (got {fault['input']!r:.80})"
+    return RecipeError(f"{source}: {place}: {message}{shown}.", "Mend this value.")
+
+
+def _known_keys(place: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return the keys that are allowed beside a key that is not."""
+    models: dict[str, type[BaseModel]] = {
+        "panel": Marker,
+        "segment": Segment,
+        "tiles": Tiles,
+        "background": BackgroundSettings,
+        "measure": Measure,
+        "regions": RegionRule,
+        "count": Count,
+    }
+    if len(place) == 1:
+        return ("schema", "name", *models)
+    return tuple(models[place[0]].model_fields) if place[0] in models else ()

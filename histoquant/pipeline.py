@@ -1,0 +1,417 @@
+"""The whole path for one slide: read, segment, measure, call, count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histoquant import registry
+from histoquant.analysis import fragments, measure, positivity, tiles
+from histoquant.analysis.counting import Section, count_regions, sensitivity
+from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Scene, Threshold
+from histoquant.analysis.tiles import Tile
+from histoquant.model.panel import Panel, bound, called_markers, channel_of, counterstain_of
+from histoquant.model.recipe import Recipe, plugin_parameters
+from histoquant.model.region_set import RegionSet
+from histoquant.model.slide import Box, Slide
+from histoquant.model.tables import CELLS, MARKER_OBJECTS, shaped
+from histoquant.survey import BAND_PX, Survey, flat_pixels, normalised, segmented_channels, segmenter_of, survey
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+OBJECT_FLOOR_K = 5.0
+"""Marker objects off nuclei are sought from this many background SDs; the threshold decides later which count."""
+
+DEFAULT_OBJECT_UM = 40.0
+"""Largest object kept exact at seams when neither it nor a diameter is known."""
+
+FRAGMENT_AREA_UM2 = 10.0
+FRAGMENT_LINK_UM = 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class TileResult:
+    """What one tile gives.
+
+    Attributes
+    ----------
+    box : Box
+        Where ``labels`` lies on the slide.
+    labels : (y, x) uint32, 0 = background
+        The objects the tile owns, whole, with numbers that hold within the tile.
+    cells : DataFrame
+        One row per object owned; ``label`` is its number in ``labels``.
+    objects : DataFrame
+        Marker objects off nuclei that the tile owns.
+    n_cut : int
+        Objects larger than the halo allows.
+    """
+
+    box: Box
+    labels: NDArray[np.uint32]
+    cells: pd.DataFrame
+    objects: pd.DataFrame
+    n_cut: int
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """All cells of a slide, measured, each with its final number.
+
+    Attributes
+    ----------
+    cells : DataFrame
+    objects : DataFrame
+        Marker objects off nuclei; ``attached_to`` holds a ``cell_id`` or 0.
+    numbers : DataFrame
+        ``tile``, ``label``, ``cell_id``: how the labels of each tile become those of the slide.
+    n_cut : int
+    """
+
+    cells: pd.DataFrame
+    objects: pd.DataFrame
+    numbers: pd.DataFrame
+    n_cut: int
+
+
+@dataclass(frozen=True, eq=False)
+class SlideResult:
+    """Everything a slide gives; equal inputs give equal bytes."""
+
+    cells: pd.DataFrame
+    objects: pd.DataFrame
+    regions: pd.DataFrame
+    sensitivity: pd.DataFrame
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A slide, a recipe and what was surveyed, tied together: what every step of the path needs."""
+
+    slide: Slide
+    recipe: Recipe
+    survey: Survey
+
+    @cached_property
+    def panel(self) -> Panel:
+        """The recipe's panel with the channel names of this slide."""
+        return bound(self.recipe.panel, self.slide)
+
+    @cached_property
+    def max_object_um(self) -> float:
+        """Extent up to which objects are exact at seams."""
+        stated = self.recipe.tiles.max_object_um
+        diameter = self.survey.segmenter.get("diameter_um")
+        return stated or (2.5 * diameter if diameter else DEFAULT_OBJECT_UM)
+
+    @cached_property
+    def rules(self) -> dict[str, positivity.Rule]:
+        """The positivity rule of each called marker."""
+        return rules_of(self.panel)
+
+    def scene(self, thresholds: Mapping[str, Threshold]) -> Scene:
+        """Return what rules may know of the slide."""
+        noise = {c: float(n) for c, n in zip(self.survey.channels, self.survey.noise, strict=True)}
+        return Scene(thresholds, noise)
+
+
+def rules_of(panel: Panel) -> dict[str, positivity.Rule]:
+    """Return the positivity rule of each called marker of a bound panel.
+
+    Raises
+    ------
+    PluginError, RecipeError
+        If a rule is missing, or its parameters do not fit.
+    """
+    rules = {}
+    for name in called_markers(panel):
+        marker = panel[name]
+        assert marker.positive is not None
+        cls = registry.load("rule", marker.rule)
+        where = f"[panel.{name}] positive, rule '{marker.rule}'"
+        params = plugin_parameters(cls.Params, marker.positive.parameters, where=where)
+        rules[name] = cls(name, str(channel_of(name, marker)), params)
+    return rules
+
+
+def analyse_slide(
+    slide: Slide,
+    regions: Callable[[Any], RegionSet],
+    recipe: Recipe,
+    *,
+    thresholds: Callable[[pd.DataFrame, Work], Mapping[str, Threshold]],
+    mapper: Callable[[Callable[[Tile], TileResult], Iterable[Tile]], Iterable[TileResult]] = map,
+) -> SlideResult:
+    """Walk the whole path for one slide.
+
+    Parameters
+    ----------
+    regions : callable
+        Takes the tissue outline and returns the regions.
+    thresholds : callable
+        Takes the measured cells and returns a threshold per marker.
+    mapper : callable
+        ``map`` or anything that works like it, such as the ``map`` of an executor.
+    """
+    work = Work(slide, recipe, survey(slide, recipe))
+    plan = plan_slide(work)
+    parts = mapper(lambda tile: analyse_tile(work, tile), plan)
+    measured = join(parts, work)
+    return finish(work, measured, regions(work.survey.tissue), thresholds(measured.cells, work), identity={})
+
+
+def plan_slide(work: Work, *, offset_px: tuple[int, int] = (0, 0)) -> list[Tile]:
+    """Cut a slide into tiles: a pure list, the same on every machine."""
+    segmenter_um = float(segmenter_of(work.recipe, work.survey).halo_um)
+    halo_um = segmenter_um + measure.reach_um(work.recipe.measure, work.max_object_um)
+    halo_px = int(np.ceil(halo_um / work.slide.pixel_size_um)) + 2
+    core_px = work.recipe.tiles.core_px
+    return tiles.plan_tiles(work.slide.shape, core_px=core_px, halo_px=halo_px, offset_px=offset_px)
+
+
+def analyse_tile(work: Work, tile: Tile) -> TileResult:
+    """Read a tile, segment it, and measure the objects it owns."""
+    import pandas as pd
+
+    told, panel, settings = work.survey, work.panel, work.recipe.measure
+    raw = flat_pixels(work.slide, tile.box, told.indices, work.recipe.segment)
+    segmented = segmented_channels(work.recipe, panel, told.channels)
+    image = normalised(raw, tile.box, told.background, segmented)
+    labels = segmenter_of(work.recipe, told)(image[None, None], work.slide.pixel_size_um)[0]
+    owned = tiles.own(labels, tile, work.slide.shape)
+
+    planes = np.stack([told.background.at(tile.box, c) for c in range(len(told.channels))])
+    pixels = measure.Pixels(raw, told.channels, planes, tile.box, work.slide.pixel_size_um)
+    unstained = {n: told.channels.index(str(m.channel)) for n, m in panel.items() if m.role == "autofluorescence"}
+    called = {n: told.channels.index(str(panel[n].channel)) for n in called_markers(panel)}
+    cells = measure.measure_nuclei(
+        pixels,
+        owned.labels,
+        owned.mine,
+        settings=settings,
+        order_statistics={f"{n}_quantile": (c, panel[n].role, panel[n].fraction) for n, c in called.items()},
+        correlations={
+            positivity.correlation_column(n, other): (c, u)
+            for n, c in called.items()
+            for other, u in unstained.items()
+        },
+    )
+    found = []
+    for name, channel in called.items():
+        if panel[name].orphans:
+            objects = measure.marker_objects(
+                pixels,
+                owned.labels,
+                channel=channel,
+                unstained=tuple(unstained.values()),
+                floor=OBJECT_FLOOR_K * float(told.noise[channel]),
+                settings=settings,
+            )
+            found.append(_kept_objects(objects, name, tile, owned.mine, work))
+    mine = np.concatenate([[False], owned.mine])
+    return TileResult(
+        tile.box,
+        np.where(mine[owned.labels], owned.labels, 0).astype(np.uint32),
+        cells,
+        pd.concat(found, ignore_index=True) if found else pd.DataFrame(),
+        int((owned.mine & owned.cut).sum()),
+    )
+
+
+def _kept_objects(
+    objects: pd.DataFrame, marker: str, tile: Tile, mine: NDArray[np.bool_], work: Work
+) -> pd.DataFrame:
+    """Return the marker objects a tile owns: those attached to its nuclei, and free ones centred in its core."""
+    told, core = work.survey, tile.core
+    attached = objects["attached_label"].to_numpy()
+    y, x = objects["y_px"], objects["x_px"]
+    # Centres of pixels are at halves, cores at whole numbers, exactly as for the centroids of nuclei.
+    inside = (y >= core.y0 + 0.5) & (y < core.y1 + 0.5) & (x >= core.x0 + 0.5) & (x < core.x1 + 0.5)
+    own = np.where(attached > 0, np.concatenate([[False], mine])[attached], inside)
+    whole = _touches_nothing(objects, tile, work.slide.shape)
+    kept = objects[own & whole].copy()
+    noise = [told.noise[told.channels.index(str(m.channel))] for m in work.panel.values() if m.role == "autofluorescence"]
+    glow = kept["unstained_value"] > AUTOFLUORESCENCE_K * max(noise, default=0.0)
+    kept["autofluorescent"] = glow & (kept["correlation"] > AUTOFLUORESCENCE_CORRELATION)
+    kept.insert(0, "marker", marker)
+    return kept.drop(columns=["cut", "correlation", "unstained_value"])
+
+
+def _touches_nothing(objects: pd.DataFrame, tile: Tile, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return which marker objects are seen whole; on a slide of one tile all are."""
+    if tile.box == Box(0, shape[0], 0, shape[1]):
+        return np.ones(len(objects), dtype=bool)
+    return ~objects["cut"].to_numpy()
+
+
+def join(parts: Iterable[TileResult], work: Work) -> Measured:
+    """Put the tables of all tiles together and number the cells from top left to bottom right.
+
+    The numbers depend on where the cells lie, not on how the slide was cut.
+    """
+    import pandas as pd
+
+    cells, objects, n_cut = [], [], 0
+    for index, part in enumerate(parts):
+        cells.append(part.cells.assign(tile=index))
+        objects.append(part.objects.assign(tile=index))
+        n_cut += part.n_cut
+    return number(pd.concat(cells, ignore_index=True), pd.concat(objects, ignore_index=True), n_cut, work)
+
+
+def number(cells: pd.DataFrame, objects: pd.DataFrame, n_cut: int, work: Work) -> Measured:
+    """Join fragments, number the cells, and point marker objects at the cells they belong to."""
+    import pandas as pd
+
+    cells = cells.sort_values(["y_px", "x_px", "area_px"], kind="stable", ignore_index=True)
+    dying = [n for n in called_markers(work.panel) if work.panel[n].death_classes]
+    order = np.arange(len(cells))
+    if dying:
+        link_px = FRAGMENT_LINK_UM / work.slide.pixel_size_um
+        order = fragments.group(cells, _shining_pieces(cells, dying, work), link_px=link_px)
+    numbers = cells[["tile", "label"]].assign(cell_id=(order + 1).astype(np.uint32))
+    cells = cells.drop(columns=["tile", "label"])
+    if dying:
+        cells = fragments.merge(cells, order)
+    cells.insert(0, "cell_id", np.arange(1, len(cells) + 1, dtype=np.uint32))
+
+    if len(objects):
+        objects = objects.merge(
+            numbers.rename(columns={"label": "attached_label", "cell_id": "attached_to"}),
+            on=["tile", "attached_label"],
+            how="left",
+        )
+        objects["attached_to"] = objects["attached_to"].fillna(0).astype(np.uint32)
+        objects = objects.drop(columns=["tile", "attached_label"])
+        objects = objects.sort_values(["marker", "y_px", "x_px"], kind="stable", ignore_index=True)
+    else:
+        names = ["marker", "y_px", "x_px", "area_px", "value", "attached_to", "autofluorescent"]
+        objects = pd.DataFrame({name: pd.Series(dtype=MARKER_OBJECTS.get(name, "float64")) for name in names})
+    for name in called_markers(work.panel):
+        if work.panel[name].orphans:
+            held = objects[(objects["marker"] == name) & (objects["attached_to"] > 0) & ~objects["autofluorescent"]]
+            strongest = held.groupby("attached_to")["value"].max()
+            cells[f"{name}_attached"] = cells["cell_id"].map(strongest).astype(float)
+    return Measured(cells, objects, numbers, n_cut)
+
+
+def _shining_pieces(cells: pd.DataFrame, markers: Sequence[str], work: Work) -> NDArray[np.bool_]:
+    """Return which cells are small and stand out in a death marker.
+
+    That must not depend on the threshold, or raising it could raise a count; the noise of the channel decides.
+    """
+    shining = np.zeros(len(cells), dtype=bool)
+    for name in markers:
+        channel = str(work.panel[name].channel)
+        noise = work.survey.noise[work.survey.channels.index(channel)]
+        shining |= (cells[f"mean_{channel}"] - cells[f"background_{channel}"]).to_numpy() > OBJECT_FLOOR_K * noise
+    return shining & (cells["area_px"].to_numpy() * work.slide.pixel_size_um**2 < FRAGMENT_AREA_UM2)
+
+
+def finish(
+    work: Work,
+    measured: Measured,
+    regions: RegionSet,
+    thresholds: Mapping[str, Threshold],
+    *,
+    identity: Mapping[str, str],
+    flags: Sequence[str] = (),
+    area_positive_um2: Mapping[str, Mapping[str, float]] | None = None,
+) -> SlideResult:
+    """Call, place and count the measured cells of a slide; no pixel is read."""
+    panel = work.panel
+    scene = work.scene(thresholds)
+    cells = _placed(measured.cells, regions, work)
+    cells = positivity.call(cells, panel, work.rules, scene)
+    cells["origin"] = "auto"
+    objects = _placed(measured.objects, regions, work)
+    limit = objects["marker"].map({marker: threshold.value for marker, threshold in thresholds.items()})
+    objects["orphan"] = (
+        (objects["attached_to"] == 0) & ~objects["autofluorescent"].astype(bool) & (objects["value"] >= limit)
+    )
+    remarks = [*flags, *regions.notes]
+    fractions = counterstain_snr(measured.cells, work) >= work.recipe.segment.min_snr or not len(cells)
+    if not fractions:
+        remarks.append("counterstain too weak for fractions")
+    if measured.n_cut:
+        remarks.append(f"{measured.n_cut} object(s) larger than {work.max_object_um:g} um at a seam")
+    section = Section(
+        identity={"slide_id": "", "animal": "", "group": "", "section": "", "hemisphere": "", "batch": "", "control": ""}
+        | dict(identity),
+        regions=regions,
+        panel=panel,
+        thresholds=thresholds,
+        doubles=work.recipe.double_labels,
+        fractions=fractions,
+        flags=[remark.replace(";", ",") for remark in remarks],
+        area_positive_um2=area_positive_um2 or {},
+    )
+    return SlideResult(
+        shaped(cells, CELLS),
+        shaped(objects, MARKER_OBJECTS),
+        count_regions(cells, objects, section),
+        sensitivity(cells, objects, section, rules=work.rules, scene=scene),
+        tuple(remarks),
+    )
+
+
+def _placed(table: pd.DataFrame, regions: RegionSet, work: Work) -> pd.DataFrame:
+    """Return a table of things in pixels with their place in um, their region, and distances to named outlines."""
+    px = work.slide.pixel_size_um
+    placed = table.copy()
+    placed["y_um"], placed["x_um"] = table["y_px"] * px, table["x_px"] * px
+    placed["area_um2"] = table["area_px"] * px**2
+    for axis in ("major", "minor"):
+        if f"{axis}_px" in table:
+            placed[f"{axis}_um"] = table[f"{axis}_px"] * px
+    placed = placed.drop(columns=["area_px", "major_px", "minor_px"], errors="ignore")
+    points = placed[["y_um", "x_um"]].to_numpy(dtype=float)
+    placed["region"] = regions.assign(points)
+    for name in work.recipe.count.distance_to:
+        placed[f"distance_to_{name}_um"] = regions.signed_distance_um(name, points) if name in regions else np.nan
+    return placed
+
+
+def positive_areas(
+    work: Work, regions: RegionSet, thresholds: Mapping[str, Threshold]
+) -> dict[str, dict[str, float]]:
+    """Return the area at or above the threshold in each region's own ground, for the markers that ask for it.
+
+    Intensities are above the slide-wide background; the slide is read band by band.
+
+    Returns
+    -------
+    marker -> region -> um2
+    """
+    markers = [name for name in called_markers(work.panel) if work.panel[name].area]
+    if not markers:
+        return {}
+    px, (height, width), told = work.slide.pixel_size_um, work.slide.shape, work.survey
+    grounds = regions.grounds()
+    pixels = {marker: dict.fromkeys(grounds, 0) for marker in markers}
+    channels = {marker: told.channels.index(str(work.panel[marker].channel)) for marker in markers}
+    for y0 in range(0, height, BAND_PX):
+        box = Box(y0, min(y0 + BAND_PX, height), 0, width)
+        indices = tuple(told.indices[channel] for channel in channels.values())
+        raw = flat_pixels(work.slide, box, indices, work.recipe.segment)
+        masks = {name: regions.pixel_mask(ground, box, px) for name, ground in grounds.items() if not ground.is_empty}
+        for plane, (marker, channel) in zip(raw, channels.items(), strict=True):
+            bright = plane - told.background.at(box, channel) >= thresholds[marker].value
+            for name, mask in masks.items():
+                pixels[marker][name] += int(np.count_nonzero(bright & mask))
+    return {marker: {name: n * px**2 for name, n in counted.items()} for marker, counted in pixels.items()}
+
+
+def counterstain_snr(cells: pd.DataFrame, work: Work) -> float:
+    """Return the median over nuclei of counterstain above background, in SDs of background pixels; NaN without any."""
+    channel = str(work.panel[counterstain_of(work.panel)].channel)
+    noise = float(work.survey.noise[work.survey.channels.index(channel)])
+    signal = (cells[f"mean_{channel}"] - cells[f"background_{channel}"]).median()
+    return float(signal / noise) if noise > 0 else float("inf")

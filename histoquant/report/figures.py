@@ -1,0 +1,176 @@
+"""Pictures a scientist looks at first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histoquant.model.panel import Panel, called_markers
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from histoquant.model.region_set import RegionSet
+
+# Colours of Okabe & Ito, which people with any colour vision can tell apart; regions use the lighter half.
+MARKER_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#F0E442")
+REGION_COLOURS = ("#FFFFFF", "#7FE3C4", "#FFB38A", "#B9A7FF", "#9BD1FF", "#F7A8C4", "#D6E685")
+SHAPES = ("o", "s", "^", "D")
+MASK_COLOUR = "#FF5555"
+BACKDROP = "#111418"
+
+
+def nice_length_um(extent_um: float) -> float:
+    """Return a round length of about a fifth of an extent, for a scale bar.
+
+    Examples
+    --------
+    >>> nice_length_um(3000), nice_length_um(180)
+    (500.0, 50.0)
+    """
+    target = extent_um / 5
+    power = 10.0 ** math.floor(math.log10(target))
+    return max(step * power for step in (1.0, 2.0, 5.0) if step * power <= target)
+
+
+def length_label(length_um: float) -> str:
+    """Return a length with its unit, in mm from 1 mm on."""
+    return f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+
+
+def draw_overview(
+    path: Path,
+    picture: NDArray[np.float32],
+    picture_um: float,
+    *,
+    title: str,
+    panel: Panel,
+    channels: Sequence[str],
+    regions: RegionSet,
+    cells: pd.DataFrame,
+) -> None:
+    """Draw a slide with its regions, its positive cells and a scale bar, as PNG.
+
+    Parameters
+    ----------
+    picture : (c, y, x) float32
+        The whole slide, shrunk; the counterstain is shown in grey, each marker as a glow in its colour.
+    picture_um : float
+        Size of one of its pixels in um.
+    """
+    height, width = picture.shape[1] * picture_um, picture.shape[2] * picture_um
+    figure, axes = _canvas(height, width)
+    axes.imshow(_composite(picture, panel, channels), extent=(0, width, height, 0), interpolation="bilinear")
+    _draw_regions(axes, regions, height)
+    entries = []
+    for index, name in enumerate(called_markers(panel)):
+        positive = cells[cells[f"{name}_positive"].astype(bool)]
+        colour, shape = MARKER_COLOURS[index % len(MARKER_COLOURS)], SHAPES[index % len(SHAPES)]
+        size = float(np.clip(30000 / max(len(positive), 1), 6, 40)) * (1 + 0.8 * index)
+        marks = axes.scatter(
+            positive["x_um"], positive["y_um"], s=size, marker=shape, facecolors="none", edgecolors=colour, linewidths=0.8
+        )
+        entries.append((marks, f"{name}+  {len(positive):,} of {len(cells):,} cells"))
+    if not entries:
+        marks = axes.scatter(cells["x_um"], cells["y_um"], s=3, c=MARKER_COLOURS[0], linewidths=0)
+        entries.append((marks, f"{len(cells):,} nuclei"))
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    legend = figure.legend(
+        *zip(*entries, strict=True), loc="lower left", ncols=2, frameon=False, labelcolor="white", fontsize=10
+    )
+    for handle in legend.legend_handles:
+        handle.set_sizes([36])
+    _scale_bar(axes, height, width)
+    figure.text(0.012, 0.985, title, color="white", fontsize=12, va="top", weight="bold")
+    figure.savefig(path, format="png", facecolor=BACKDROP, metadata={"Software": None})
+
+
+def draw_refused(path: Path, picture: NDArray[Any], *, title: str, reason: str) -> None:
+    """Draw a slide that was read but cannot be analysed, with the reason, as PNG.
+
+    Parameters
+    ----------
+    picture : (y, x) or (y, x, 3) array
+        Values from 0 to 1.
+    """
+    import textwrap
+
+    figure, axes = _canvas(picture.shape[0], picture.shape[1])
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    figure.text(0.012, 0.985, title, color="white", fontsize=12, va="top", weight="bold")
+    figure.text(0.012, 0.012, "\n".join(textwrap.wrap(reason, 110)), color=MASK_COLOUR, fontsize=9, va="bottom")
+    figure.savefig(path, format="png", facecolor=BACKDROP, metadata={"Software": None})
+
+
+def _canvas(height: float, width: float) -> tuple[Any, Any]:
+    """Return a figure without pyplot's global state, and axes that leave room for title and legend."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ratio = float(np.clip(height / width, 0.25, 4))
+    inches = (10.0, 10.0 * ratio + 1.1) if ratio <= 1 else (max(10.0 / ratio, 5.0), 11.1)
+    figure = Figure(figsize=inches, dpi=150, facecolor=BACKDROP)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.01, 0.06, 0.98, 0.89))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _composite(picture: NDArray[np.float32], panel: Panel, channels: Sequence[str]) -> NDArray[np.float32]:
+    """Return an RGB picture: counterstain grey-blue, each called marker a glow in its colour."""
+    from matplotlib.colors import to_rgb
+
+    mixed = np.zeros((*picture.shape[1:], 3), dtype=np.float32)
+    called = called_markers(panel)
+    for name, marker in panel.items():
+        if marker.role == "counterstain":
+            colour, strength = (0.55, 0.62, 0.80), 0.75
+        elif name in called:
+            colour, strength = to_rgb(MARKER_COLOURS[called.index(name) % len(MARKER_COLOURS)]), 0.7
+        else:
+            continue
+        plane = picture[channels.index(str(marker.channel))]
+        low, high = np.percentile(plane, (5, 99.7))
+        shade = np.clip((plane - low) / max(high - low, 1e-6), 0, 1) ** 0.7 if high > low else np.zeros_like(plane)
+        mixed += strength * shade[..., None] * np.asarray(colour, dtype=np.float32)
+    return np.clip(mixed, 0, 1)
+
+
+def _draw_regions(axes: Any, regions: RegionSet, height_um: float) -> None:
+    from matplotlib.patheffects import withStroke
+
+    outline = [withStroke(linewidth=2.2, foreground="black", alpha=0.7)]
+    for index, (region, rings) in enumerate(regions.lines_px(1.0)):
+        if region.geometry.is_empty or (region.name == "tissue" and not region.counted) or region.name == "off tissue":
+            continue
+        colour = MASK_COLOUR if region.masked else REGION_COLOURS[index % len(REGION_COLOURS)]
+        style = "-" if region.name in regions.counted else (0, (4, 3))
+        for ring in rings:
+            axes.plot(ring[:, 1], ring[:, 0], color=colour, linewidth=1.3, linestyle=style, path_effects=outline)
+        if region.name == "slide":
+            continue
+        # The name stands at the region's top, inside the slide, where positives of the core do not hide it.
+        left, top, right, _ = region.geometry.bounds
+        axes.text(
+            (left + right) / 2,
+            max(top, 0.02 * height_um),
+            region.name.replace("_", " "),
+            color=colour,
+            fontsize=10,
+            ha="center",
+            va="bottom",
+            path_effects=outline,
+        )
+
+
+def _scale_bar(axes: Any, height: float, width: float) -> None:
+    length = nice_length_um(width)
+    right, y = width * 0.98, height * 0.975
+    axes.plot([right - length, right], [y, y], color="white", linewidth=4, solid_capstyle="butt")
+    axes.text(right - length / 2, y - 0.008 * height, length_label(length), color="white", ha="center", va="bottom")

@@ -1,0 +1,28 @@
+"""The sample study: the one that lies in the source folder, or the same one made afresh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from histoquant.phantom import PhantomPlan, make_phantom
+
+SAMPLE_PLAN = PhantomPlan(assay="tunel", size_mm=(2.2, 2.2), pixel_size_um=0.8, animals=3, seed=7, bits=8)
+"""Two groups of three animals, one section each, and two sections without TdT; true effect -50 %."""
+
+
+def sample_study(made: Path, tell: Callable[[str], None]) -> Path:
+    """Return the sample sheet of the sample study.
+
+    Parameters
+    ----------
+    made : Path
+        Folder to make the study in when histoquant was installed without its source folder.
+    """
+    shipped = Path(__file__).parents[1] / "sample_images" / "study.csv"
+    if shipped.is_file():
+        return shipped
+    if not (made / "study.csv").is_file():
+        tell(f"Making the sample study in {made}")
+        make_phantom(made, SAMPLE_PLAN)
+    return made / "study.csv"

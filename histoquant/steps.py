@@ -1,0 +1,437 @@
+"""The steps of one slide as a worker does them: each reads what it needs from the run folder and writes what it made.
+
+What travels between the driver and the workers is a `Job`, a key, and small tables; never pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histoquant import __version__, pipeline, registry, store
+from histoquant.analysis import positivity
+from histoquant.analysis.positivity import Threshold
+from histoquant.errors import InputError, RegionError
+from histoquant.model.panel import bound, called_markers, counterstain_of
+from histoquant.model.recipe import RESULT_VERSION, Recipe
+from histoquant.model.geometry import slide_rectangle
+from histoquant.model.region import Region, resolve
+from histoquant.model.region_set import RegionSet
+from histoquant.model.slide import Slide
+from histoquant.model.study import StudySlide
+from histoquant.ometiff import write_ome_tiff
+from histoquant.pipeline import Measured, Work
+from histoquant.readers.outlines import read_outlines
+from histoquant.report.figures import draw_overview, draw_refused
+from histoquant.store import Blocks, RunFolder, content_key
+from histoquant.survey import Survey, segmenter_parameters, shrink, survey
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+BLOCK_TILES = 4
+"""Tiles of one block: seconds of work, so that handing it out costs nothing beside doing it."""
+
+OVERVIEW_PX = 1500
+
+GATE_NEGATIVE_MAX = 0.01
+GATE_POSITIVE_MIN = 0.90
+"""A staining batch is sound when at most 1 % of its negative-control nuclei and at least 90 % of its DNase-treated
+ones are positive."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One slide of a study, to be analysed into a run folder."""
+
+    slide: StudySlide
+    recipe: Recipe
+    root: Path
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder(self.root)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What every row about this slide starts with."""
+        row = self.slide
+        return {
+            "slide_id": row.slide_id,
+            "animal": row.animal,
+            "group": row.group,
+            "section": row.section,
+            "hemisphere": row.hemisphere,
+            "batch": row.batch,
+            "control": row.control,
+        }
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, scene: str | None, pixel_size_um: float | None) -> Slide:
+    return registry.open_slide(path, scene=scene, pixel_size_um=pixel_size_um)
+
+
+def open_slide(row: StudySlide) -> Slide:
+    """Open the slide of a row; a worker keeps one open."""
+    return _opened(row.path, row.scene, row.pixel_size_um)
+
+
+def release() -> None:
+    """Close the slide this process keeps open."""
+    if _opened.cache_info().currsize:
+        _opened.cache_clear()
+
+
+def check(job: Job) -> int:
+    """Open a slide and its outlines, compute nothing, and return into how many blocks it will be cut.
+
+    Raises
+    ------
+    HistoquantError
+        Whatever keeps this slide from being analysed.
+    """
+    slide = open_slide(job.slide)
+    bound(job.recipe.panel, slide)
+    height, width = (n * slide.pixel_size_um for n in slide.shape)
+    regions_of(job, (height, width), slide.pixel_size_um, tissue=None)
+    core = job.recipe.tiles.core_px
+    n_tiles = -(-slide.shape[0] // core) * -(-slide.shape[1] // core)
+    return -(-n_tiles // BLOCK_TILES)
+
+
+def draw_refusal(job: Job, reason: str) -> None:
+    """Draw a slide that was read but is refused, with the reason, as its ``overview.png``.
+
+    Raises
+    ------
+    HistoquantError
+        If it cannot even be read.
+    """
+    slide = open_slide(job.slide)
+    level = min(range(len(slide.levels)), key=lambda i: abs(max(slide.levels[i].shape[2:]) - OVERVIEW_PX))
+    step = max(1, max(slide.levels[level].shape[2:]) // OVERVIEW_PX)
+    pixels = slide.read(level=level)[:, 0, ::step, ::step].astype(np.float32)
+    shown = np.moveaxis(pixels[:3], 0, -1) if slide.brightfield else pixels[0]
+    low, high = (0.0, 255.0) if slide.brightfield else (float(np.nanmin(shown)), float(np.nanmax(shown)))
+    target = job.folder.slide(job.slide.slide_id) / "overview.png"
+    with store.whole_file(target) as temporary:
+        scaled = np.clip((shown - low) / max(high - low, 1e-6), 0, 1)
+        draw_refused(temporary, scaled, title=job.slide.slide_id, reason=reason)
+
+
+def regions_of(job: Job, slide_um: tuple[float, float], pixel_size_um: float, tissue: Any) -> RegionSet:
+    """Return the regions of a slide: its outlines and what the recipe derives from them.
+
+    A control section without outlines is counted as a whole.
+    """
+    row, recipe = job.slide, job.recipe
+    drawn = read_outlines(row.regions, pixel_size_um) if row.regions is not None else []
+    rules: Mapping[str, Any] = {} if row.control and not drawn else recipe.regions
+    if recipe.count.domain == "tissue" and tissue is not None:
+        bare = slide_rectangle(slide_um).difference(tissue)
+        drawn = [*drawn, Region("off tissue", bare, counted=False, masked=True, origin="derived: not tissue")]
+    return resolve(
+        drawn, rules, slide=slide_um, tissue=tissue, overlap=recipe.count.overlap, slide_name=row.slide_id
+    )
+
+
+def source_hashes(job: Job) -> dict[str, str]:
+    """Return the sha256 of every file of a slide."""
+    files = registry.slide_files(job.slide.path)
+    return {file.name: store.sha256_of(file) for file in files}
+
+
+def survey_slide(job: Job) -> str:
+    """Survey a slide unless that was done before, and return the key of the survey."""
+    recipe = job.recipe
+    key = content_key(
+        kind="survey",
+        source=sorted(source_hashes(job).items()),
+        scene=job.slide.scene,
+        pixel_size_um=job.slide.pixel_size_um,
+        recipe=recipe.fingerprint(measured=True),
+        segmenter=registry.fingerprint_of("segmenter", recipe.segment.segmenter),
+    )
+    blocks = job.folder.blocks
+    if key not in blocks:
+        blocks.write(key, survey(open_slide(job.slide), recipe).arrays())
+    return key
+
+
+def work_of(job: Job, survey_key: str) -> Work:
+    """Return slide, recipe and survey together; a worker keeps the last."""
+    arrays, _ = job.folder.blocks.read(survey_key)
+    return Work(open_slide(job.slide), job.recipe, Survey.from_arrays(arrays))
+
+
+def block_key(survey_key: str, index: int) -> str:
+    """Return the key of a block's results."""
+    return content_key(kind="block", survey=survey_key, index=index, tiles=BLOCK_TILES)
+
+
+def analyse_block(job: Job, survey_key: str, index: int) -> bool:
+    """Analyse one block of tiles unless that was done before; return whether it was done now."""
+    import pandas as pd
+
+    key = block_key(survey_key, index)
+    blocks = job.folder.blocks
+    if key in blocks:
+        return False
+    work = work_of(job, survey_key)
+    plan = pipeline.plan_slide(work)
+    first = index * BLOCK_TILES
+    arrays: dict[str, NDArray[Any]] = {}
+    cells, objects, n_cut = [], [], 0
+    for number, tile in enumerate(plan[first : first + BLOCK_TILES], start=first):
+        part = pipeline.analyse_tile(work, tile)
+        arrays[f"labels_{number}"] = part.labels
+        arrays[f"box_{number}"] = np.array([part.box.y0, part.box.y1, part.box.x0, part.box.x1])
+        cells.append(part.cells.assign(tile=number))
+        objects.append(part.objects.assign(tile=number))
+        n_cut += part.n_cut
+    arrays["n_cut"] = np.array(n_cut)
+    tables = {"cells": pd.concat(cells, ignore_index=True), "objects": pd.concat(objects, ignore_index=True)}
+    blocks.write(key, arrays, tables)
+    return True
+
+
+def join_slide(job: Job, survey_key: str, n_blocks: int) -> str:
+    """Put the blocks of a slide together and return the key of the measured table."""
+    import pandas as pd
+
+    key = content_key(kind="measured", survey=survey_key, tiles=BLOCK_TILES)
+    blocks = job.folder.blocks
+    if key not in blocks:
+        cells, objects, n_cut = [], [], 0
+        for index in range(n_blocks):
+            arrays, tables = blocks.read(block_key(survey_key, index))
+            cells.append(tables["cells"])
+            objects.append(tables["objects"])
+            n_cut += int(arrays["n_cut"])
+        work = work_of(job, survey_key)
+        joined = pipeline.number(
+            pd.concat(cells, ignore_index=True), pd.concat(objects, ignore_index=True), n_cut, work
+        )
+        tables = {"cells": joined.cells, "objects": joined.objects, "numbers": joined.numbers}
+        blocks.write(key, {"n_cut": np.array(joined.n_cut)}, tables)
+    return key
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A slide whose cells are measured."""
+
+    job: Job
+    survey_key: str
+    measured_key: str
+
+
+def measured_of(item: Joined) -> Measured:
+    """Return the measured cells of a joined slide."""
+    arrays, tables = item.job.folder.blocks.read(item.measured_key)
+    return Measured(tables["cells"], tables["objects"], tables["numbers"], int(arrays["n_cut"]))
+
+
+def batch_thresholds(recipe: Recipe, batch: str, joined: Sequence[Joined]) -> tuple[dict[str, Threshold], list[str]]:
+    """Return the threshold of every marker of a staining batch, and remarks on its controls.
+
+    Raises
+    ------
+    InputError
+        If a marker's threshold comes from controls and the batch has none that could be analysed.
+    """
+    thresholds: dict[str, Threshold] = {}
+    flags: list[str] = []
+    for name in called_markers(recipe.panel):
+        settings = recipe.panel[name].positive
+        assert settings is not None
+        if isinstance(settings.threshold, float):
+            thresholds[name] = Threshold(settings.threshold, "fixed")
+            continue
+        wanted = [
+            item
+            for item in joined
+            if (item.job.slide.control in settings.control if settings.threshold == "controls" else not item.job.slide.control)
+        ]
+        if not wanted:
+            raise InputError(
+                f"{named_batch(batch)} has no analysed section for the threshold of '{name}' "
+                f"({', '.join(settings.control) if settings.threshold == 'controls' else 'auto'}).",
+                "Add a control section to the batch, or state a fixed threshold in the recipe.",
+            )
+        values = np.concatenate([_marker_values(item, name) for item in wanted])
+        sections = [item.job.slide.slide_id for item in wanted]
+        find = positivity.control_threshold if settings.threshold == "controls" else positivity.automatic_threshold
+        thresholds[name] = find(values, recipe.panel[name], sections=sections)
+    for item in joined:
+        if item.job.slide.control:
+            flags += _gates(item, thresholds)
+    return thresholds, flags
+
+
+def named_batch(batch: str) -> str:
+    """Return how messages call a staining batch."""
+    return f"Staining batch '{batch}'" if batch else "The study (no batch column)"
+
+
+def _marker_values(item: Joined, name: str) -> NDArray[np.float64]:
+    work = work_of(item.job, item.survey_key)
+    return np.asarray(work.rules[name].value(measured_of(item).cells), dtype=float)
+
+
+def _gates(item: Joined, thresholds: Mapping[str, Threshold]) -> list[str]:
+    """Return what is wrong with a control section: too many positives without the reagent, too few with DNase."""
+    work = work_of(item.job, item.survey_key)
+    cells = positivity.call(measured_of(item).cells, work.panel, work.rules, work.scene(thresholds))
+    row, flags = item.job.slide, []
+    if not len(cells):
+        return []
+    for name in called_markers(work.panel):
+        settings = work.panel[name].positive
+        assert settings is not None
+        share = float(cells[f"{name}_positive"].mean())
+        if row.control in settings.control and share > GATE_NEGATIVE_MAX:
+            flags.append(f"negative control {row.slide_id} is {100 * share:.1f} % {name} positive (limit 1 %)")
+        if row.control == "dnase" and work.panel[name].orphans and share < GATE_POSITIVE_MIN:
+            flags.append(f"positive control {row.slide_id} is only {100 * share:.0f} % {name} positive (limit 90 %)")
+    return flags
+
+
+@dataclass(frozen=True, eq=False)
+class SlideReport:
+    """What the driver keeps of a finished slide."""
+
+    regions: pd.DataFrame
+    sensitivity: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def finish_slide(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence[str]) -> SlideReport:
+    """Call, count and write everything a slide's folder holds."""
+    job = item.job
+    work = work_of(job, item.survey_key)
+    px = work.slide.pixel_size_um
+    slide_um = (work.slide.shape[0] * px, work.slide.shape[1] * px)
+    regions = regions_of(job, slide_um, px, work.survey.tissue)
+    _check_outlines_named(job, regions)
+    measured = measured_of(item)
+    areas = pipeline.positive_areas(work, regions, thresholds)
+    result = pipeline.finish(
+        work, measured, regions, thresholds, identity=job.identity, flags=flags, area_positive_um2=areas
+    )
+    target = job.folder.slide(job.slide.slide_id)
+    target.mkdir(parents=True, exist_ok=True)
+    store.write_parquet(target / "cells.parquet", result.cells)
+    store.write_csv(target / "regions.csv", result.regions)
+    store.write_csv(target / "sensitivity.csv", result.sensitivity)
+    if any(marker.orphans for marker in work.panel.values()):
+        store.write_csv(target / "marker_objects.csv", result.objects)
+    write_labels(item, work, measured.numbers, target / "labels.ome.tif")
+    coarse_um = max(px, max(slide_um) / OVERVIEW_PX)
+    with store.whole_file(target / "overview.png") as temporary:
+        picture, picture_px = shrink(work.slide, work.survey.indices, job.recipe.segment, coarse_um=coarse_um)
+        draw_overview(
+            temporary,
+            picture,
+            picture_px * px,
+            title=job.slide.slide_id,
+            panel=work.panel,
+            channels=work.survey.channels,
+            regions=regions,
+            cells=result.cells,
+        )
+    store.write_json(target / "provenance.json", _provenance(item, work, thresholds, result.flags))
+    return SlideReport(result.regions, result.sensitivity, (*work.survey.notes, *result.flags))
+
+
+def _check_outlines_named(job: Job, regions: RegionSet) -> None:
+    for name in job.recipe.count.distance_to:
+        if name not in regions and not job.slide.control:
+            raise RegionError(
+                f"Slide '{job.slide.slide_id}': no outline '{name}' to take distances to.",
+                "Draw it, or correct distance_to under [count] in the recipe.",
+            )
+
+
+def write_labels(
+    item: Joined, work: Work, numbers: pd.DataFrame, path: Path
+) -> None:
+    """Write the label image of a slide from the label tiles of its blocks, band by band."""
+    plan = pipeline.plan_slide(work)
+    final: dict[int, NDArray[np.uint32]] = {}
+    for tile in np.unique(numbers["tile"]):
+        mine = numbers[numbers["tile"] == tile]
+        ids = np.zeros(int(mine["label"].max()) + 1, dtype=np.uint32)
+        ids[mine["label"]] = mine["cell_id"]
+        final[int(tile)] = ids
+
+    blocks = item.job.folder.blocks
+    row_of_tiles = len({(tile.core.x0, tile.core.x1) for tile in plan})
+
+    @lru_cache(maxsize=max(2, 2 * row_of_tiles // BLOCK_TILES + 2))
+    def block(index: int) -> dict[str, NDArray[Any]]:
+        return blocks.arrays(block_key(item.survey_key, index))
+
+    def rows(y0: int, y1: int) -> NDArray[np.uint32]:
+        band = np.zeros((y1 - y0, work.slide.shape[1]), dtype=np.uint32)
+        for number, tile in enumerate(plan):
+            box = tile.box
+            if number not in final or box.y1 <= y0 or box.y0 >= y1:
+                continue
+            labels = block(number // BLOCK_TILES)[f"labels_{number}"]
+            top, bottom = max(y0, box.y0), min(y1, box.y1)
+            part = final[number][labels[top - box.y0 : bottom - box.y0]]
+            view = band[top - y0 : bottom - y0, box.x0 : box.x1]
+            np.copyto(view, part, where=(part > 0) & (view == 0))
+        return band[None]
+
+    write_ome_tiff(
+        path,
+        (1, *work.slide.shape),
+        np.uint32,
+        rows,
+        pixel_size_um=work.slide.pixel_size_um,
+        channels=["nuclei"],
+        labels=True,
+    )
+
+
+def _provenance(
+    item: Joined, work: Work, thresholds: Mapping[str, Threshold], flags: Sequence[str]
+) -> dict[str, Any]:
+    """Return where every number of a slide comes from. Nothing here changes from run to run."""
+    job = item.job
+    noise = dict(zip(work.survey.channels, work.survey.noise.tolist(), strict=True))
+    return {
+        "histoquant": __version__,
+        "result_version": RESULT_VERSION,
+        "slide": {key: str(value) for key, value in asdict(job.slide).items() if value not in (None, "", {})},
+        "sources": source_hashes(job),
+        "regions_sha256": store.sha256_of(job.slide.regions) if job.slide.regions else None,
+        "pixel_size_um": work.slide.pixel_size_um,
+        "channels": list(work.slide.channels),
+        "counterstain": counterstain_of(work.panel),
+        "recipe": job.recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "fingerprint": job.recipe.fingerprint(),
+        "measured_key": item.measured_key,
+        "segmenter": {
+            "plugin": registry.fingerprint_of("segmenter", job.recipe.segment.segmenter),
+            "given": segmenter_parameters(job.recipe.segment).model_dump(mode="json"),
+            "used": work.survey.segmenter,
+        },
+        "background_sd": noise,
+        "thresholds": {
+            name: {"value": t.value, "source": t.source, **t.detail} for name, t in thresholds.items()
+        },
+        "tile_core_px": job.recipe.tiles.core_px,
+        "notes": list(work.survey.notes),
+        "warnings": list(flags),
+    }

@@ -1,0 +1,1 @@
+"""A lab's own file format, segmenter and positivity rule for histoquant."""
