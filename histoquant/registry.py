@@ -58,7 +58,7 @@ class Reader(Protocol):
         """Say from the first 4096 bytes (none for a folder) whether this is the reader's format."""
 
     def scenes(self, path: Path) -> list[str]:
-        """Return the names of the file's scenes, each accepted by ``open``; none for a single unnamed one."""
+        """Return the names of the file's scenes, as ``open`` takes them; none for a single unnamed one."""
 
     def open(self, path: Path, *, scene: str | None = None) -> Slide:
         """Return the lazy pixels of one scene, the only one when not named; an unknown name is an error."""
@@ -68,7 +68,8 @@ class Segmenter(Protocol):
     """From pixels to nuclei.
 
     May also have ``survey(samples, pixel_size_um) -> Params``, called once per slide with a list of
-    (c, z, y, x) float32 images, which returns the parameters with what is estimated from the slide filled in.
+    (c, z, y, x) float32 images, which returns the parameters with what is estimated from the slide filled in:
+    fields that are None. A field ``diameter_um`` takes the nuclear diameter stated in the recipe.
     """
 
     api: ClassVar[int] = API
@@ -460,10 +461,12 @@ def _open_series(pattern: Path, pixel_size_um: float | None, scene: str | None) 
         for file in files:
             slides.append(open_slide(file, pixel_size_um=pixel_size_um, scene=scene))
             opened.callback(slides[-1].close)
-        return _stacked(pattern, slides, _differing(files), opened)
+        series = _stacked(pattern, slides, _differing(files), scene)
+        return replace(series, close=opened.pop_all().close)
 
 
-def _stacked(pattern: Path, slides: Sequence[Slide], parts: Sequence[str], opened: ExitStack) -> Slide:
+def _stacked(pattern: Path, slides: Sequence[Slide], parts: Sequence[str], scene: str | None) -> Slide:
+    """Return one Slide of all channels; the caller keeps the files and closes them."""
     import dask.array
 
     first = slides[0]
@@ -500,6 +503,6 @@ def _stacked(pattern: Path, slides: Sequence[Slide], parts: Sequence[str], opene
         ),
         pixel_size_yx_um=pixel_size,
         z_step_um=z_step_um,
-        scene=first.scene,
-        close=opened.pop_all().close,
+        # What was asked for: names that readers make up for an only scene differ from file to file.
+        scene=scene,
     )

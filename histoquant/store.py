@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +136,7 @@ class Blocks:
         """Return whether a block is finished and undamaged."""
         try:
             self.read(key)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return False
         return True
 
@@ -152,7 +154,7 @@ class Blocks:
         """Return the arrays and tables of a block; the zip's own checksums are verified."""
         import pandas as pd
 
-        with np.load(self.path(key), allow_pickle=False) as content:
+        with self.path(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
             tables = {
                 name.removeprefix("table:"): pd.read_parquet(io.BytesIO(content[name].tobytes()))
                 for name in content.files
@@ -162,7 +164,7 @@ class Blocks:
 
     def arrays(self, key: str) -> dict[str, NDArray[Any]]:
         """Return the arrays of a block without its tables."""
-        with np.load(self.path(key), allow_pickle=False) as content:
+        with self.path(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
             return {
                 name.removeprefix("array:"): content[name] for name in content.files if name.startswith("array:")
             }

@@ -612,15 +612,16 @@ def test_png_and_jpeg(tmp_path):
     grey = noise(40, 50, dtype=np.uint8)
     deep = noise(40, 50).astype(np.uint16) * 200
     alpha = np.full((90, 120, 1), 255, np.uint8)
+    bright = stained()
     pictures = {
         "grey.png": (grey, ("channel_0",), False, grey[None]),
         "deep.png": (deep, ("channel_0",), False, deep[None]),
-        "rgb.png": (stained(), ("red", "green", "blue"), True, np.moveaxis(stained(), -1, 0)),
+        "rgb.png": (bright, ("red", "green", "blue"), True, np.moveaxis(bright, -1, 0)),
         "rgba.png": (
-            np.concatenate([255 - stained(), alpha], -1),
+            np.concatenate([255 - bright, alpha], -1),
             ("red", "green", "blue"),
             False,
-            np.moveaxis(255 - stained(), -1, 0),
+            np.moveaxis(255 - bright, -1, 0),
         ),
         "grey_rgb.png": (np.stack([grey] * 3, -1), ("grey",), False, grey[None]),
     }
@@ -636,7 +637,7 @@ def test_png_and_jpeg(tmp_path):
         slide.close()
         with pytest.raises(FormatError, match="closed"):
             slide.read()
-    Image.fromarray(stained()).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(bright).save(tmp_path / "a.jpg", quality=95)
     slide = PictureReader().open(tmp_path / "a.jpg")
     assert slide.brightfield
     np.testing.assert_array_equal(slide.read()[:, 0], np.moveaxis(np.asarray(Image.open(tmp_path / "a.jpg")), -1, 0))

@@ -443,3 +443,37 @@ def test_every_field_of_a_rule_can_become_a_form():
         for name, entry in part.get("properties", {}).items():
             assert entry.get("title"), name
             assert entry.get("description"), name
+
+
+def test_grounds_are_what_assign_and_table_say():
+    regions = resolve(
+        [
+            square("brain", 0, 0, 2000, 2000),
+            square("dg", 300, 300, 500, 500, parent="brain"),
+            square("tear", 400, 0, 450, 4000, masked=True),
+        ],
+        {},
+        slide=SLIDE,
+    )
+    grounds = regions.grounds()
+    assert list(grounds) == ["brain", "dg", "masked", "outside"]
+    assert sum(shape.area for shape in grounds.values()) == pytest.approx(SLIDE[0] * SLIDE[1], rel=1e-12)
+    points = grid()
+    place = regions.assign(points)
+    for name, shape in grounds.items():
+        assert np.array_equal(place == name, plane.covers(shape, points))
+    box = Box(0, 80, 0, 100)
+    assert (np.sum([regions.pixel_mask(shape, box, 50.0) for shape in grounds.values()], axis=0) == 1).all()
+
+
+def test_blank_slide_has_no_tissue_and_no_fault():
+    nothing = shapely.Polygon()
+    mask = Region("off tissue", nothing, masked=True)
+    rules = {"rim": rule(band={"of": "lesion"})}
+    regions = resolve([Region("lesion", DISC), mask], rules, slide=SLIDE, tissue=nothing)
+    assert regions.empty == ("rim",)
+    assert areas(regions)["rim"] == 0
+    assert "masked" not in areas(regions)
+    assert not any("no outline of the tissue" in note for note in regions.notes)
+    unknown = resolve([Region("lesion", DISC)], rules, slide=SLIDE)
+    assert any("no outline of the tissue" in note for note in unknown.notes)

@@ -25,8 +25,8 @@ def one_per_name(drawn: Iterable[Region], slide_um: tuple[float, float], fault: 
     slide_um : (float, float)
         Height and width of the slide.
     fault : callable
-        Told of every outline that is empty, broken, contradictory or wholly off the slide; these are left
-        out.
+        Told of every outline that is empty (unless it is a mask), broken, contradictory or wholly off the slide;
+        these are left out.
 
     Returns
     -------
@@ -35,6 +35,8 @@ def one_per_name(drawn: Iterable[Region], slide_um: tuple[float, float], fault: 
     """
     by_name: dict[str, list[Region]] = {}
     for region in drawn:
+        if region.masked and region.geometry.is_empty:
+            continue  # a mask of nothing takes nothing away
         by_name.setdefault(region.name, []).append(region)
     usable: dict[str, Region] = {}
     for name, several in by_name.items():

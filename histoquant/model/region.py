@@ -73,9 +73,9 @@ def resolve(
         slide on which what the rules need was never drawn.
     slide : (float, float)
         Height and width of the slide in um; everything is kept within it.
-    tissue : Polygon or MultiPolygon, optional
-        The tissue found automatically; the region ``tissue`` unless an outline of that name was drawn. It
-        is a reference unless ``[regions.tissue]`` counts it.
+    tissue : valid Polygon or MultiPolygon, optional
+        The tissue found automatically, empty on a blank slide; the region ``tissue`` unless an outline of that
+        name was drawn. It is a reference unless ``[regions.tissue]`` counts it.
     overlap : {"error", "first"}
         What undeclared overlap of counted regions means: a fault, or that the earlier in the list keeps the
         ground.
@@ -128,13 +128,14 @@ class _Resolution:
             if name in (MASKED, OUTSIDE) or (name == SLIDE and not self._may_rule_slide(outlines)):
                 self.fault(f"A region cannot be named '{name}': the name has a fixed meaning.", "Rename it.", name)
         outlines = [region for region in outlines if region.name not in self.broken]
-        if tissue is not None and all(region.name != TISSUE for region in outlines):
-            outlines.append(Region(TISSUE, tissue, origin="found: outline of the tissue"))
-            self.built_in.add(TISSUE)
         self.regions = one_per_name(outlines, self.slide_um, self.fault)
+        whole = plane.slide_rectangle(self.slide_um)
         if TISSUE in self.regions:
             self.regions[TISSUE] = replace(self.regions[TISSUE], counted=False)
-        whole = plane.slide_rectangle(self.slide_um)
+        elif tissue is not None and TISSUE not in self.broken:
+            on_slide = plane.ground(shapely.intersection(tissue, whole))  # empty on a blank slide, which is no fault
+            self.regions[TISSUE] = Region(TISSUE, on_slide, counted=False, origin="found: outline of the tissue")
+            self.built_in.add(TISSUE)
         self.regions[SLIDE] = Region(SLIDE, whole, counted=False, origin="the whole slide")
         self.built_in.add(SLIDE)
 
@@ -203,7 +204,7 @@ class _Resolution:
 
     def _apply(self, name: str) -> None:
         """Make one region as its rule says; its sources are there."""
-        rule, shapes = self.rules[name], {name: region.geometry for name, region in self.regions.items()}
+        rule, shapes = self.rules[name], {region.name: region.geometry for region in self.regions.values()}
         problem = self._misused_line(name)
         if problem:
             self.fault(f"Region '{name}': {problem}.", f"Correct [regions.{name}], or draw an area.", name)
@@ -222,8 +223,12 @@ class _Resolution:
                 shape = shapely.intersection_all([shapes[other] for other in several])
             case _:
                 shape = shapes[name]
-        drawn = self.regions.get(name) if rule.derivation is None else None
-        region = drawn or Region(name, shapely.Polygon(), origin=rule.describe())
+        if rule.derivation is None:
+            region = self.regions[name]
+        else:
+            region = Region(name, shapely.Polygon(), origin=rule.describe())
+            if (rule.band or rule.mirror) and not self._limits(name):
+                self.notes.append(f"region '{name}': kept within the slide only, for no outline of the tissue is known")
         if not region.is_line:
             shape = shapely.intersection_all([shape, shapes[SLIDE], *(shapes[limit] for limit in self._limits(name))])
             shape = plane.ground(shapely.difference(shape, plane.union([shapes[other] for other in rule.minus])))

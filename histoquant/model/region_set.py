@@ -158,6 +158,29 @@ class RegionSet:
         """Names of the counted regions in the order in which they claim ground; equals in canonical order."""
         return tuple(sorted(self.counted, key=lambda name: -len(self._lineage(name))))
 
+    @cached_property
+    def _shares(self) -> dict[str, Geometry]:
+        """Ground of each counted region that no deeper one holds, and of ``outside``; masks not yet taken away."""
+        shares: dict[str, Geometry] = {}
+        taken = shapely.Polygon()
+        for name in self._deepest_first:
+            shares[name] = plane.ground(shapely.difference(self[name].geometry, taken))
+            taken = shapely.union(taken, self[name].geometry)
+        shares[OUTSIDE] = plane.ground(shapely.difference(plane.slide_rectangle(self.slide_um), taken))
+        return shares
+
+    def grounds(self) -> dict[str, Geometry]:
+        """Return the ground that each name stands for by itself: parts that do not overlap and make up the slide.
+
+        Every counted region without its children and without masked ground, in canonical order, then ``masked`` when
+        there are masks, then ``outside``: where `assign` puts a point.
+        """
+        own = {
+            name: plane.ground(shapely.difference(share, self.masked_ground)) for name, share in self._shares.items()
+        }
+        masked = {} if self.masked_ground.is_empty else {MASKED: self.masked_ground}
+        return {**{name: own[name] for name in self.counted}, **masked, OUTSIDE: own[OUTSIDE]}
+
     def assign(self, points_yx_um: ArrayLike) -> NDArray[np.object_]:
         """Say for each point where it counts.
 
@@ -202,21 +225,15 @@ class RegionSet:
         """
         import pandas as pd
 
-        slide = plane.slide_rectangle(self.slide_um)
-        free, lost = dict.fromkeys(self.counted, 0.0), dict.fromkeys(self.counted, 0.0)
-        taken = shapely.Polygon()
-        for name in self._deepest_first:
-            own = shapely.difference(self[name].geometry, taken)
-            taken = shapely.union(taken, self[name].geometry)
-            for holder in (name, *self.ancestors(name)):
-                free[holder] += shapely.difference(own, self.masked_ground).area
-                lost[holder] += shapely.intersection(own, self.masked_ground).area
-        rest = shapely.difference(slide, taken)
+        free, lost = dict.fromkeys((*self.counted, OUTSIDE), 0.0), dict.fromkeys((*self.counted, OUTSIDE), 0.0)
+        for name, share in self._shares.items():
+            for holder in (name,) if name == OUTSIDE else (name, *self.ancestors(name)):
+                free[holder] += shapely.difference(share, self.masked_ground).area
+                lost[holder] += shapely.intersection(share, self.masked_ground).area
         rows = [(name, "".join(self.ancestors(name)[:1]), free[name], lost[name]) for name in self.counted]
-        if any(region.masked for region in self.regions):
+        if not self.masked_ground.is_empty:
             rows.append((MASKED, "", self.masked_ground.area, 0.0))
-        free_rest = shapely.difference(rest, self.masked_ground).area
-        rows.append((OUTSIDE, "", free_rest, shapely.intersection(rest, self.masked_ground).area))
+        rows.append((OUTSIDE, "", free[OUTSIDE], lost[OUTSIDE]))
         table = pd.DataFrame(rows, columns=["region", "parent", "area_mm2", "masked_area_mm2"])
         return table.assign(
             area_mm2=table["area_mm2"] / UM2_PER_MM2, masked_area_mm2=table["masked_area_mm2"] / UM2_PER_MM2

@@ -1,6 +1,6 @@
 """Synthetic studies whose truth is known: every nucleus, every label, every effect."""
 
-from histoquant.phantom.plan import ASSAYS, PhantomPlan
+from histoquant.phantom.plan import ASSAYS, SAMPLE_PLAN, PhantomPlan
 from histoquant.phantom.study import make_phantom, shipped_recipe
 
-__all__ = ["ASSAYS", "PhantomPlan", "make_phantom", "shipped_recipe"]
+__all__ = ["ASSAYS", "SAMPLE_PLAN", "PhantomPlan", "make_phantom", "shipped_recipe"]

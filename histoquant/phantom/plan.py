@@ -217,3 +217,17 @@ class PhantomPlan:
         """Height and width of a slide in um, a whole number of pixels."""
         height, width = (side * self.pixel_size_um for side in self.shape_px)
         return height, width
+
+
+SAMPLE_PLAN = PhantomPlan(
+    "tunel",
+    size_mm=(1.55, 1.55),
+    pixel_size_um=1.0,
+    seed=20240,
+    density_per_mm2=1300.0,
+    diameter_um=8.0,
+    bits=8,
+    photons=20_000.0,
+    headroom=6.0,
+)
+"""The study in sample_images: coarse pixels, few grey levels and a long exposure, so that eight slides take 8 MB."""

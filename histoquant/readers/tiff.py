@@ -6,8 +6,10 @@ bytes, is done here: positioned reads need no lock, and memory stays flat.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import re
 import threading
 import warnings
 from collections import OrderedDict
@@ -128,8 +130,41 @@ def _opened(path: Path) -> Iterator[Any]:
 
     if path.is_dir():
         raise FormatError(f"'{path.name}' is a folder, not a TIFF file.", "Name a file.")
-    with damage_named(path), tifffile.TiffFile(path) as tif:
-        yield tif
+    logger, complaints = logging.getLogger("tifffile"), _Complaints()
+    logger.addHandler(complaints)
+    try:
+        with damage_named(path), tifffile.TiffFile(path) as tif:
+            yield tif
+            complaints.refuse(path)
+    finally:
+        logger.removeHandler(complaints)
+
+
+class _Complaints(logging.Handler):
+    """What tifffile only logs in this thread: it goes on without tags and pages that lie behind the file's end.
+
+    Without its description an OME-TIFF would open as a plain one: no names, no size, pages for channels.
+    """
+
+    _FATAL = re.compile(r"TiffTag (\d+) .*invalid value offset|invalid page offset|OME series raised")
+    _PRIVATE_FROM = 32768
+    _PRIVATE_BUT_NEEDED = (34412, 50838, 50839)  # LSM, ImageJ
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._thread = threading.get_ident()
+        self._said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            self._said.append(record.getMessage())
+
+    def refuse(self, path: Path) -> None:
+        for said in self._said:
+            found = self._FATAL.search(said)
+            code = int(found.group(1) or 0) if found else self._PRIVATE_FROM
+            if code < self._PRIVATE_FROM or code in self._PRIVATE_BUT_NEEDED:
+                raise FormatError(f"'{path.name}' lacks part of its header ({said[:120]}).", _CUT_SHORT)
 
 
 def _tissue_series(path: Path, tif: Any) -> list[tuple[str, int, Any]]:
