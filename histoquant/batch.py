@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from histoquant import __version__, cluster, steps, store
 from histoquant.analysis.counting import count_animals, count_groups
-from histoquant.errors import Faults, HistoquantError, InputError, RecipeError, StoreError, StudyError
+from histoquant.errors import Faults, HistoquantError, InputError, RecipeError, StoreError, StudyError, raise_all
 from histoquant.model.panel import called_markers
 from histoquant.model.recipe import RESULT_VERSION, Recipe, parse_recipe
 from histoquant.model.study import Study, StudySlide, parse_study
@@ -98,8 +98,7 @@ def load(study_path: Path, recipe_path: Path, *, allow_outside: bool = False) ->
         faults += _single(error)
     if study is not None and recipe is not None:
         faults += _batch_faults(study, recipe)
-    if faults:
-        raise Faults(faults) if len(faults) > 1 else faults[0]
+    raise_all(faults)
     assert study is not None
     assert recipe is not None
     return Checked(study, recipe)
@@ -436,5 +435,5 @@ def _now() -> str:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    names = ("numpy", "scipy", "scikit-image", "tifffile", "imagecodecs", "zarr", "dask", "pandas", "pyarrow", "shapely")
+    names = "numpy scipy scikit-image tifffile imagecodecs zarr dask pandas pyarrow shapely".split()
     return {"python": sys.version.split()[0]} | {name: version(name) for name in names}

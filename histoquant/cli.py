@@ -61,7 +61,7 @@ class _Printer:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise InputError(f"Cannot write the log '{self.log}': {error.strerror or error}.", "Name another.") from error
+            raise InputError(f"Cannot write the log '{self.log}': {error.strerror}.", "Name another.") from error
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Callable[[Progress], None]]:
@@ -188,7 +188,7 @@ def _report(outcome: Outcome, tell: _Printer) -> None:
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example:  histoquant segment section.ome.tif --out labels.tif --channel DAPI --param diameter_um=8")
+@app.command(epilog="Example:  histoquant segment a.ome.tif --out labels.tif --channel DAPI --param diameter_um=8")
 def segment(
     image: Annotated[Path, typer.Argument(help="Image of any size and format histoquant reads.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Label image to write (OME-TIFF, uint32).")],

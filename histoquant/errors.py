@@ -81,3 +81,12 @@ class Faults(InputError):
     def __reduce__(self) -> tuple[type[Faults], tuple[tuple[HistoquantError, ...]]]:
         """Rebuild from the faults, not from the message, when sent to another process."""
         return type(self), (self.faults,)
+
+
+def raise_all(faults: Iterable[HistoquantError]) -> None:
+    """Raise the one fault as it is, several together as `Faults`; do nothing when there is none."""
+    found = tuple(faults)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise Faults(found)

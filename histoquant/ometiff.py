@@ -107,21 +107,13 @@ def _check(
     channels: Sequence[str],
 ) -> None:
     if len(shape) != 3 or min(shape) < 1:
-        raise InputError(
-            f"{path}: an image of shape {shape} cannot be written.", "Give (channels, height, width)."
-        )
+        raise InputError(f"{path}: an image of shape {shape} cannot be written.", "Give (channels, height, width).")
     if dtype.name not in (*_WIDER, "float32"):
-        raise InputError(
-            f"{path}: pixels of type {dtype} cannot be written.", "Convert to uint8/16/32 or float32."
-        )
+        raise InputError(f"{path}: pixels of type {dtype} cannot be written.", "Convert to uint8/16/32 or float32.")
     if not (np.isfinite(pixel_size_um) and pixel_size_um > 0):
-        raise InputError(
-            f"{path}: a pixel size of {pixel_size_um} um is not a positive number.", "State the true one."
-        )
+        raise InputError(f"{path}: a pixel size of {pixel_size_um} um is not a positive number.", "State the true one.")
     if len(channels) != shape[0] or len(set(channels)) != len(channels):
-        raise InputError(
-            f"{path}: {shape[0]} channels cannot be named {list(channels)}.", "Give one name to each."
-        )
+        raise InputError(f"{path}: {shape[0]} channels cannot be named {list(channels)}.", "Give one name to each.")
 
 
 def _on_disk(path: Path, action: Callable[..., Any], *arguments: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from histoquant import registry
 from histoquant.analysis import fragments, measure, positivity, tiles
-from histoquant.analysis.counting import Section, count_regions, sensitivity
+from histoquant.analysis.counting import IDENTITY, Section, count_regions, sensitivity
 from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Scene, Threshold
 from histoquant.analysis.tiles import Tile
 from histoquant.model.panel import Panel, bound, called_markers, channel_of, counterstain_of
@@ -198,9 +198,7 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
         settings=settings,
         order_statistics={f"{n}_quantile": (c, panel[n].role, panel[n].fraction) for n, c in called.items()},
         correlations={
-            positivity.correlation_column(n, other): (c, u)
-            for n, c in called.items()
-            for other, u in unstained.items()
+            positivity.correlation_column(n, other): (c, u) for n, c in called.items() for other, u in unstained.items()
         },
     )
     found = []
@@ -225,9 +223,7 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
     )
 
 
-def _kept_objects(
-    objects: pd.DataFrame, marker: str, tile: Tile, mine: NDArray[np.bool_], work: Work
-) -> pd.DataFrame:
+def _kept_objects(objects: pd.DataFrame, marker: str, tile: Tile, mine: NDArray[np.bool_], work: Work) -> pd.DataFrame:
     """Return the marker objects a tile owns: those attached to its nuclei, and free ones centred in its core."""
     told, core = work.survey, tile.core
     attached = objects["attached_label"].to_numpy()
@@ -237,8 +233,9 @@ def _kept_objects(
     own = np.where(attached > 0, np.concatenate([[False], mine])[attached], inside)
     whole = _touches_nothing(objects, tile, work.slide.shape)
     kept = objects[own & whole].copy()
-    noise = [told.noise[told.channels.index(str(m.channel))] for m in work.panel.values() if m.role == "autofluorescence"]
-    glow = kept["unstained_value"] > AUTOFLUORESCENCE_K * max(noise, default=0.0)
+    unstained = [str(m.channel) for m in work.panel.values() if m.role == "autofluorescence"]
+    noise = max((float(told.noise[told.channels.index(channel)]) for channel in unstained), default=0.0)
+    glow = kept["unstained_value"] > AUTOFLUORESCENCE_K * noise
     kept["autofluorescent"] = glow & (kept["correlation"] > AUTOFLUORESCENCE_CORRELATION)
     kept.insert(0, "marker", marker)
     return kept.drop(columns=["cut", "correlation", "unstained_value"])
@@ -332,7 +329,7 @@ def finish(
     cells = positivity.call(cells, panel, work.rules, scene)
     cells["origin"] = "auto"
     objects = _placed(measured.objects, regions, work)
-    limit = objects["marker"].map({marker: threshold.value for marker, threshold in thresholds.items()})
+    limit = np.array([thresholds[marker].value for marker in objects["marker"]], dtype=float)
     objects["orphan"] = (
         (objects["attached_to"] == 0) & ~objects["autofluorescent"].astype(bool) & (objects["value"] >= limit)
     )
@@ -343,8 +340,7 @@ def finish(
     if measured.n_cut:
         remarks.append(f"{measured.n_cut} object(s) larger than {work.max_object_um:g} um at a seam")
     section = Section(
-        identity={"slide_id": "", "animal": "", "group": "", "section": "", "hemisphere": "", "batch": "", "control": ""}
-        | dict(identity),
+        identity=dict.fromkeys(IDENTITY, "") | dict(identity),
         regions=regions,
         panel=panel,
         thresholds=thresholds,
@@ -379,9 +375,7 @@ def _placed(table: pd.DataFrame, regions: RegionSet, work: Work) -> pd.DataFrame
     return placed
 
 
-def positive_areas(
-    work: Work, regions: RegionSet, thresholds: Mapping[str, Threshold]
-) -> dict[str, dict[str, float]]:
+def positive_areas(work: Work, regions: RegionSet, thresholds: Mapping[str, Threshold]) -> dict[str, dict[str, float]]:
     """Return the area at or above the threshold in each region's own ground, for the markers that ask for it.
 
     Intensities are above the slide-wide background; the slide is read band by band.

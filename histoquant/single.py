@@ -14,7 +14,7 @@ import numpy as np
 from histoquant import cluster, registry, steps
 from histoquant.analysis.agreement import pool, score_labels
 from histoquant.batch import Progress
-from histoquant.errors import Faults, HistoquantError, InputError
+from histoquant.errors import HistoquantError, InputError, raise_all
 from histoquant.model.recipe import Tiles, build_recipe
 from histoquant.model.study import StudySlide
 from histoquant.pipeline import plan_slide
@@ -126,8 +126,7 @@ def score_files(labels: Path, truth: Path, *, iou: tuple[float, ...]) -> dict[st
             faults.append(error)
             continue
         images.append({"name": name, "scores": [_numbers(row.as_dict()) for row in scores[-1]]})
-    if faults:
-        raise faults[0] if len(faults) == 1 else Faults(faults)
+    raise_all(faults)
     levels = [pool(at_one_iou) for at_one_iou in zip(*scores, strict=True)]
     pooled = [_numbers(level.pooled.as_dict()) for level in levels]
     means = [_numbers({"iou": level.pooled.iou, **level.mean}) for level in levels]
@@ -179,5 +178,3 @@ def _labels(path: Path) -> NDArray[Any]:
     if pixels.dtype.kind not in "iu":
         raise InputError(f"'{path}' holds {np.dtype(pixels.dtype)} pixels; labels are integers.", "Name a label image.")
     return np.asarray(pixels[0, 0])
-
-

@@ -129,7 +129,8 @@ def _row(slide: Slide, path: Path, folder: Path, pixel_size_um: float | None) ->
         named = str(path.resolve())
     stated = pixel_size_um if slide.pixel_size_yx_um is None else None
     stem = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_") or "animal"
-    return {"slide": named, "animal": stem, "group": "ungrouped", "pixel_size_um": "" if stated is None else f"{stated:g}"}
+    size = "" if stated is None else f"{stated:g}"
+    return {"slide": named, "animal": stem, "group": "ungrouped", "pixel_size_um": size}
 
 
 def starter_recipe(channels: Sequence[str]) -> str:
@@ -153,7 +154,7 @@ def starter_recipe(channels: Sequence[str]) -> str:
         lines += [f"[panel.{name}]", f"channel = {_toml(channel)}", f'role = "{role}"']
         if role in ("nuclear", "cytoplasmic"):
             lines += [
-                "# threshold: a number (intensity above background), \"controls\" (from sections marked in the",
+                '# threshold: a number (intensity above background), "controls" (from sections marked in the',
                 '# column control of the sample sheet), or "auto" (from all sections of the batch).',
                 'positive = { threshold = "auto" }',
             ]

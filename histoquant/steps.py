@@ -15,11 +15,12 @@ import numpy as np
 
 from histoquant import __version__, pipeline, registry, store
 from histoquant.analysis import positivity
+from histoquant.analysis.counting import IDENTITY
 from histoquant.analysis.positivity import Threshold
 from histoquant.errors import InputError, RegionError
+from histoquant.model.geometry import slide_rectangle
 from histoquant.model.panel import bound, called_markers, counterstain_of
 from histoquant.model.recipe import RESULT_VERSION, Recipe
-from histoquant.model.geometry import slide_rectangle
 from histoquant.model.region import Region, resolve
 from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Slide
@@ -28,7 +29,7 @@ from histoquant.ometiff import write_ome_tiff
 from histoquant.pipeline import Measured, Work
 from histoquant.readers.outlines import read_outlines
 from histoquant.report.figures import draw_overview, draw_refused
-from histoquant.store import Blocks, RunFolder, content_key
+from histoquant.store import RunFolder, content_key
 from histoquant.survey import Survey, segmenter_parameters, shrink, survey
 
 if TYPE_CHECKING:
@@ -62,16 +63,7 @@ class Job:
     @property
     def identity(self) -> dict[str, str]:
         """What every row about this slide starts with."""
-        row = self.slide
-        return {
-            "slide_id": row.slide_id,
-            "animal": row.animal,
-            "group": row.group,
-            "section": row.section,
-            "hemisphere": row.hemisphere,
-            "batch": row.batch,
-            "control": row.control,
-        }
+        return {name: getattr(self.slide, name) for name in IDENTITY}
 
 
 @lru_cache(maxsize=1)
@@ -138,9 +130,7 @@ def regions_of(job: Job, slide_um: tuple[float, float], pixel_size_um: float, ti
     if recipe.count.domain == "tissue" and tissue is not None:
         bare = slide_rectangle(slide_um).difference(tissue)
         drawn = [*drawn, Region("off tissue", bare, counted=False, masked=True, origin="derived: not tissue")]
-    return resolve(
-        drawn, rules, slide=slide_um, tissue=tissue, overlap=recipe.count.overlap, slide_name=row.slide_id
-    )
+    return resolve(drawn, rules, slide=slide_um, tissue=tissue, overlap=recipe.count.overlap, slide_name=row.slide_id)
 
 
 def source_hashes(job: Job) -> dict[str, str]:
@@ -256,20 +246,18 @@ def batch_thresholds(recipe: Recipe, batch: str, joined: Sequence[Joined]) -> tu
         if isinstance(settings.threshold, float):
             thresholds[name] = Threshold(settings.threshold, "fixed")
             continue
-        wanted = [
-            item
-            for item in joined
-            if (item.job.slide.control in settings.control if settings.threshold == "controls" else not item.job.slide.control)
-        ]
+        from_controls = settings.threshold == "controls"
+        kinds = settings.control if from_controls else ("",)
+        wanted = [item for item in joined if item.job.slide.control in kinds]
         if not wanted:
             raise InputError(
                 f"{named_batch(batch)} has no analysed section for the threshold of '{name}' "
-                f"({', '.join(settings.control) if settings.threshold == 'controls' else 'auto'}).",
+                f"({', '.join(settings.control) if from_controls else 'auto'}).",
                 "Add a control section to the batch, or state a fixed threshold in the recipe.",
             )
         values = np.concatenate([_marker_values(item, name) for item in wanted])
         sections = [item.job.slide.slide_id for item in wanted]
-        find = positivity.control_threshold if settings.threshold == "controls" else positivity.automatic_threshold
+        find = positivity.control_threshold if from_controls else positivity.automatic_threshold
         thresholds[name] = find(values, recipe.panel[name], sections=sections)
     for item in joined:
         if item.job.slide.control:
@@ -361,9 +349,7 @@ def _check_outlines_named(job: Job, regions: RegionSet) -> None:
             )
 
 
-def write_labels(
-    item: Joined, work: Work, numbers: pd.DataFrame, path: Path
-) -> None:
+def write_labels(item: Joined, work: Work, numbers: pd.DataFrame, path: Path) -> None:
     """Write the label image of a slide from the label tiles of its blocks, band by band."""
     plan = pipeline.plan_slide(work)
     final: dict[int, NDArray[np.uint32]] = {}
@@ -404,9 +390,7 @@ def write_labels(
     )
 
 
-def _provenance(
-    item: Joined, work: Work, thresholds: Mapping[str, Threshold], flags: Sequence[str]
-) -> dict[str, Any]:
+def _provenance(item: Joined, work: Work, thresholds: Mapping[str, Threshold], flags: Sequence[str]) -> dict[str, Any]:
     """Return where every number of a slide comes from. Nothing here changes from run to run."""
     job = item.job
     noise = dict(zip(work.survey.channels, work.survey.noise.tolist(), strict=True))
@@ -415,6 +399,7 @@ def _provenance(
         "result_version": RESULT_VERSION,
         "slide": {key: str(value) for key, value in asdict(job.slide).items() if value not in (None, "", {})},
         "sources": source_hashes(job),
+        "reader": registry.fingerprint_of("reader", registry.reader_of(job.slide.path).name),
         "regions_sha256": store.sha256_of(job.slide.regions) if job.slide.regions else None,
         "pixel_size_um": work.slide.pixel_size_um,
         "channels": list(work.slide.channels),
@@ -428,9 +413,7 @@ def _provenance(
             "used": work.survey.segmenter,
         },
         "background_sd": noise,
-        "thresholds": {
-            name: {"value": t.value, "source": t.source, **t.detail} for name, t in thresholds.items()
-        },
+        "thresholds": {name: {"value": t.value, "source": t.source, **t.detail} for name, t in thresholds.items()},
         "tile_core_px": job.recipe.tiles.core_px,
         "notes": list(work.survey.notes),
         "warnings": list(flags),

@@ -165,9 +165,7 @@ class Blocks:
     def arrays(self, key: str) -> dict[str, NDArray[Any]]:
         """Return the arrays of a block without its tables."""
         with self.path(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
-            return {
-                name.removeprefix("array:"): content[name] for name in content.files if name.startswith("array:")
-            }
+            return {name.removeprefix("array:"): content[name] for name in content.files if name.startswith("array:")}
 
 
 class RunFolder:

@@ -125,9 +125,7 @@ def survey(slide: Slide, recipe: Recipe) -> Survey:
     noise = _noise(raw, boxes, background)
 
     segmented = segmented_channels(recipe, panel, channels)
-    samples = [
-        normalised(part, box, background, segmented)[None, None] for part, box in zip(raw, boxes, strict=True)
-    ]
+    samples = [normalised(part, box, background, segmented)[None, None] for part, box in zip(raw, boxes, strict=True)]
     params, estimated = resolved_segmenter(recipe.segment, samples, pixel_size_um)
     notes = [f"{name} was not given and is estimated as {value:.4g}" for name, value in estimated.items()]
     notes += [
@@ -180,9 +178,7 @@ def flat_pixels(slide: Slide, box: Box, indices: tuple[int, ...], segment: Segme
     return plane
 
 
-def normalised(
-    raw: NDArray[Any], box: Box, background: Background, segmented: tuple[int, ...]
-) -> NDArray[np.float32]:
+def normalised(raw: NDArray[Any], box: Box, background: Background, segmented: tuple[int, ...]) -> NDArray[np.float32]:
     """Return the (y, x) image a segmenter sees: background 0, bright nuclei about 1, the brightest channel wins."""
     planes = [(raw[c].astype(np.float32) - background.at(box, c)) / background.scale[c] for c in segmented]
     return np.asarray(np.maximum.reduce(planes), dtype=np.float32)
@@ -200,9 +196,7 @@ def shrink(
     (c, y, x) float32, and how many full-resolution pixels one of its pixels spans
     """
     wanted = coarse_um / slide.pixel_size_um
-    level = max(
-        (i for i in range(len(slide.levels)) if slide.downsample(i) <= max(1.0, wanted)), key=slide.downsample
-    )
+    level = max((i for i in range(len(slide.levels)) if slide.downsample(i) <= max(1.0, wanted)), key=slide.downsample)
     height, width = (int(n) for n in slide.levels[level].shape[2:])
     factor = min(max(1, int(wanted / slide.downsample(level))), height, width)
     step = max(1, BAND_PX // factor) * factor
@@ -214,7 +208,7 @@ def shrink(
 
 
 def _block_means(pixels: NDArray[Any], factor: int) -> NDArray[np.float32]:
-    """Return means over blocks of ``factor`` x ``factor``; blocks cut by the image's edge are means of what is there."""
+    """Return means over blocks of ``factor`` x ``factor``; blocks at the image's edge are means of what is there."""
     if factor == 1:
         return pixels.astype(np.float32)
     rows = np.arange(0, pixels.shape[1], factor)

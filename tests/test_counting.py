@@ -135,9 +135,7 @@ def test_an_animal_is_a_ratio_of_sums_not_a_mean_of_ratios():
 
 
 def test_sections_without_a_denominator_stay_out_of_the_fraction():
-    animals = count_animals(
-        sections_of(("s1", "m1", "v", 1.0, 100, 10, 0.1), ("s2", "m1", "v", 1.0, 100, 90, np.nan))
-    )
+    animals = count_animals(sections_of(("s1", "m1", "v", 1.0, 100, 10, 0.1), ("s2", "m1", "v", 1.0, 100, 90, np.nan)))
     assert animals["fraction_positive"].iloc[0] == 0.1
     assert animals["n_positive"].iloc[0] == 100
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MM2_PER_UM2 = 1e-6
 
+IDENTITY = ("slide_id", "animal", "group", "section", "hemisphere", "batch", "control")
+"""What every row about a slide starts with."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -31,7 +34,7 @@ class Section:
     Attributes
     ----------
     identity : mapping
-        slide_id, animal, group, section, hemisphere, batch, control.
+        One entry for each of `IDENTITY`.
     regions : RegionSet
     panel : Panel
     thresholds : marker -> Threshold
@@ -84,9 +87,9 @@ def count_regions(cells: pd.DataFrame, objects: pd.DataFrame, section: Section) 
             for column, where in _extra_counts(cells, objects, single).items()
         }
         area_positive = section.area_positive_um2.get(marker)
-        positive_um2 = (
-            _summed(area_positive, names, section.regions) if area_positive is not None else dict.fromkeys(names, np.nan)
-        )
+        positive_um2 = dict.fromkeys(names, np.nan)
+        if area_positive is not None:
+            positive_um2 = _summed(area_positive, names, section.regions)
         threshold = section.thresholds.get(marker)
         for region, parent, area, masked in ground.itertuples(index=False):
             rows.append(

@@ -121,9 +121,10 @@ def measure_nuclei(
     Returns
     -------
     DataFrame with one row per object measured, in label order
-        ``label``, ``y_px``, ``x_px`` from the slide's corner, ``area_px``, ``major_px``, ``minor_px`` (axes of the ellipse with
-        the same second moments), ``mean_``, ``ring_mean_``, ``cell_mean_``, ``background_<channel>`` (raw units; the
-        background is a local one, see `local_background`) and the columns asked for. A mean over no pixels is NaN.
+        ``label``, ``y_px``, ``x_px`` from the slide's corner, ``area_px``, ``major_px``, ``minor_px`` (axes of the
+        ellipse with the same second moments), ``mean_``, ``ring_mean_``, ``cell_mean_``, ``background_<channel>`` (raw
+        units; the background is a local one, see `local_background`) and the columns asked for. A mean over no pixels
+        is NaN.
     """
     import pandas as pd
 
@@ -152,9 +153,7 @@ def measure_nuclei(
         where = nucleus if compartment == "nuclear" else ring
         columns[name] = where.reached_by(where.values(pixels.raw[index]), fraction) - backgrounds[index]
     for name, (first, second) in correlations.items():
-        columns[name] = nucleus.correlation(
-            nucleus.values(pixels.raw[first]), nucleus.values(pixels.raw[second])
-        )
+        columns[name] = nucleus.correlation(nucleus.values(pixels.raw[first]), nucleus.values(pixels.raw[second]))
     return pd.DataFrame(columns)
 
 

@@ -57,13 +57,11 @@ class Scene:
 
     def scaled(self, factor: float) -> Scene:
         """Return the scene with every threshold multiplied."""
-        return replace(
-            self, thresholds={m: replace(t, value=t.value * factor) for m, t in self.thresholds.items()}
-        )
+        return replace(self, thresholds={m: replace(t, value=t.value * factor) for m, t in self.thresholds.items()})
 
 
 class Rule(Protocol):
-    """A positivity rule, as plug-ins provide them."""
+    """What `call` asks of a positivity rule; `histoquant.registry.Rule` is the whole promise of a plug-in."""
 
     def value(self, table: pd.DataFrame) -> NDArray[np.float64]:
         """Return the number per cell that is compared with the threshold; NaN where not defined."""
@@ -236,9 +234,7 @@ def call(table: pd.DataFrame, panel: Panel, rules: Mapping[str, Rule], scene: Sc
     return called
 
 
-def autofluorescent(
-    table: pd.DataFrame, name: str, panel: Panel, scene: Scene
-) -> NDArray[np.bool_] | None:
+def autofluorescent(table: pd.DataFrame, name: str, panel: Panel, scene: Scene) -> NDArray[np.bool_] | None:
     """Return which objects shine in an unstained channel as they do in the marker's; None without such a channel.
 
     Brighter than background by 5 robust SDs in the unstained channel, and pixel correlation above 0.8.

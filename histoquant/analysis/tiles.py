@@ -8,6 +8,7 @@ other: nothing is merged, nothing is counted twice, and the result does not depe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,7 +75,7 @@ def plan_tiles(
 
 def _cuts(length: int, core_px: int, start: int) -> list[tuple[int, int]]:
     edges = sorted({0, length, *range(start % core_px, length, core_px)})
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def own(labels: NDArray[np.integer], tile: Tile, shape: tuple[int, int]) -> Owned:
@@ -99,7 +100,7 @@ def own(labels: NDArray[np.integer], tile: Tile, shape: tuple[int, int]) -> Owne
     rows, columns = np.nonzero(labels)
     ids = labels[rows, columns] - 1
     size = np.bincount(ids, minlength=n)
-    # Sums of slide coordinates are exact integers, so every tile that sees the object finds the same centroid to the last bit.
+    # Sums of slide coordinates are exact integers: every tile that sees the object finds the same centroid.
     y = np.bincount(ids, rows + tile.box.y0, minlength=n) / size
     x = np.bincount(ids, columns + tile.box.x0, minlength=n) / size
     core, box = tile.core, tile.box

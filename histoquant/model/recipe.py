@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from histoquant.errors import Faults, HistoquantError, RecipeError
+from histoquant.errors import RecipeError, raise_all
 from histoquant.model.panel import Marker, Panel, called_markers, channel_of
 from histoquant.model.region_rule import RegionRule
 
@@ -68,9 +68,26 @@ class Tiles(BaseModel):
 
 
 class BackgroundSettings(BaseModel):
-    """How the slide-wide background is estimated."""
+    """How the slide-wide background is found."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    window_um: float = Field(
+        100.0,
+        gt=0,
+        le=10_000,
+        title="Background window (um)",
+        description="Side of the squares in which the background level is read. Several times a nucleus, so that each "
+        "square shows some background; smaller than the shading of the illumination.",
+    )
+    percentile: float = Field(
+        10.0,
+        ge=0,
+        le=50,
+        title="Background percentile",
+        description="Rank of the pixel taken as background in each square. Must lie below the part of the square that "
+        "is free of nuclei: 10 serves layers that are up to 85 % nuclei.",
+    )
 
 
 class Measure(BaseModel):
@@ -114,7 +131,7 @@ class Count(BaseModel):
         None, title="Double labels", description="Pairs of markers; every pair of called markers when not given."
     )
     overlap: Literal["error", "first"] = Field(
-        "error", title="Overlap", description="Undeclared overlap of regions is an error, or the first keeps the ground."
+        "error", title="Overlap", description="Undeclared overlap is an error, or the first region keeps the ground."
     )
     reference_group: str | None = Field(
         None, title="Reference group", description="Group others are compared with; the sheet's first when not given."
@@ -223,17 +240,8 @@ def build_recipe(content: Mapping[str, Any], *, source: str = "recipe") -> Recip
     try:
         return Recipe.model_validate(dict(content))
     except ValidationError as error:
-        raise_faults(_describe(fault, source) for fault in error.errors())
+        raise_all(_describe(fault, source) for fault in error.errors())
         raise AssertionError from error
-
-
-def raise_faults(faults: Any) -> None:
-    """Raise the one fault itself, or `Faults` of several; do nothing when there are none."""
-    found: list[HistoquantError] = list(faults)
-    if len(found) == 1:
-        raise found[0]
-    if found:
-        raise Faults(found)
 
 
 def plugin_parameters(model: type[BaseModel], values: Mapping[str, Any], *, where: str) -> BaseModel:
@@ -241,7 +249,7 @@ def plugin_parameters(model: type[BaseModel], values: Mapping[str, Any], *, wher
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise_faults(_describe(fault, where, known=tuple(model.model_fields)) for fault in error.errors())
+        raise_all(_describe(fault, where, known=tuple(model.model_fields)) for fault in error.errors())
         raise AssertionError from error
 
 

@@ -6,7 +6,7 @@ follows from the other) are all reached from here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import combinations
@@ -14,7 +14,7 @@ from typing import Literal
 
 import shapely
 
-from histoquant.errors import Faults, HistoquantError, RegionError
+from histoquant.errors import HistoquantError, RegionError, raise_all
 from histoquant.model import geometry as plane
 from histoquant.model.drawn_outlines import one_per_name
 from histoquant.model.geometry import Geometry
@@ -31,7 +31,6 @@ __all__ = [
     "Region",
     "RegionRule",
     "RegionSet",
-    "raise_all",
     "resolve",
 ]
 
@@ -43,14 +42,6 @@ CHILD_TOLERANCE = 1e-3
 OVERLAP_TOLERANCE_UM2 = 1.0
 OVERLAP_TOLERANCE = 1e-6
 """Overlap below both, the latter as a share of the smaller region, is rounding of a shared border."""
-
-
-def raise_all(faults: Sequence[HistoquantError]) -> None:
-    """Raise the one fault as it is, several together as ``Faults``, and do nothing when there is none."""
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        raise Faults(faults)
 
 
 def resolve(

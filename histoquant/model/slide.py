@@ -148,7 +148,7 @@ class Slide:
         InputError
             If the slide has no such channel; the message lists those it has.
         """
-        if isinstance(channel, int) or channel.isdigit() and channel not in self.channels:
+        if isinstance(channel, int) or (channel.isdigit() and channel not in self.channels):
             if 0 <= int(channel) < len(self.channels):
                 return int(channel)
         else:
@@ -162,9 +162,7 @@ class Slide:
             "Name one of these in the recipe's [panel] or with --channel.",
         )
 
-    def read(
-        self, box: Box | None = None, *, channels: Sequence[int] | None = None, level: int = 0
-    ) -> NDArray[Any]:
+    def read(self, box: Box | None = None, *, channels: Sequence[int] | None = None, level: int = 0) -> NDArray[Any]:
         """Read pixels.
 
         Parameters

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from histoquant.errors import Faults, HistoquantError, StudyError
+from histoquant.errors import HistoquantError, StudyError, raise_all
 
 REQUIRED = ("slide", "animal", "group")
 OPTIONAL = (
@@ -124,14 +124,11 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
         if not slide.control:
             groups.setdefault(slide.animal, set()).add(slide.group)
     faults += [
-        StudyError(f"{source}: animal '{animal}' is in the groups {', '.join(sorted(names))}.", "One animal, one group.")
+        StudyError(f"{source}: animal '{animal}' is in the groups {', '.join(sorted(names))}.", "Give it one group.")
         for animal, names in groups.items()
         if len(names) > 1
     ]
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        raise Faults(faults)
+    raise_all(faults)
     return Study(tuple(slides), folder)
 
 
@@ -185,9 +182,7 @@ def _inside(text: str, folder: Path, allow_outside: bool) -> Path:
         return path
     resolved = (folder / path).resolve()
     if not allow_outside and not resolved.is_relative_to(folder.resolve()):
-        raise StudyError(
-            f"the path '{text}' leaves the study's folder.", "Write it absolute, or give --allow-outside."
-        )
+        raise StudyError(f"the path '{text}' leaves the study's folder.", "Write it absolute, or give --allow-outside.")
     return folder / path
 
 

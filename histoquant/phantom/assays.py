@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DIAMETER_SD = 0.12
 UNSPECIFIC, UNSPECIFIC_SD = 0.06, 0.015
-"""Antibody or enzyme that sticks to every nucleus, relative to a typical positive one."""
+"""Antibody or enzyme that sticks to every cell where its label would be, relative to a typical positive one."""
 
 TUNEL_BASELINE = 0.005
 TUNEL_RIM = 0.30
@@ -44,7 +44,7 @@ BRDU_SCATTERED = 0.02
 BRDU_SPECKLED = 0.2
 DCX_OF_BRDU, DCX_IN_STRIP, DCX_IN_STRIATUM = 0.5, {"brdu": 0.15, "dcx": 0.3}, {"brdu": 0.05, "dcx": 0.15}
 DCX_FALL_UM = 300.0
-SOMA_RIM_UM = 3.0
+SOMA_RIM_UM = 2.5
 
 
 @dataclass(frozen=True)
@@ -290,8 +290,10 @@ def _neurogenesis(
     _label(cells, "brdu", 1, brdu, light[brdu])
     cells.positive["dcx"] = dcx
     cells.amplitude["dcx"][dcx] = rng.lognormal(np.log(0.8), 0.25, int(dcx.sum()))
+    sticking = cells.light[:, 2].copy()
+    cells.light[:, 2] = 0.0  # DCX lies in the cytoplasm, and so does what sticks there in its place
     parts = [_nuclear_bodies(cells, ~speckled, rng, 0.3), _nuclear_bodies(cells, speckled, rng, 0.6)]
-    parts.append(_somata(cells, parts, rng))
+    parts.append(_somata(parts, sticking + cells.amplitude["dcx"], rng))
     return cells, parts, _processes(cells, 1 if plan.assay == "brdu" else 2, rng)
 
 
@@ -312,12 +314,11 @@ def _clusters(plan: PhantomPlan, region: Any, per_mm2: float, rng: np.random.Gen
     return np.asarray(cells[shapely.contains_xy(region, cells[:, 1], cells[:, 0])])
 
 
-def _somata(cells: Cells, nuclei: list[Bodies], rng: np.random.Generator) -> Bodies:
-    """Cytoplasm of DCX cells: the shape of the nucleus, wider by ``SOMA_RIM_UM`` all round."""
-    bodies = Bodies.together(nuclei)
-    own = bodies.take(np.flatnonzero(cells.positive["dcx"][bodies.cell.astype(np.int64) - 1]))
+def _somata(nuclei: list[Bodies], dcx: NDArray[Any], rng: np.random.Generator) -> Bodies:
+    """Give each cell cytoplasm of its own DCX: the shape of the nucleus, wider by ``SOMA_RIM_UM`` all round."""
+    own = Bodies.together(nuclei)
     light = np.zeros_like(own.light)
-    light[:, 2] = cells.amplitude["dcx"][own.cell.astype(np.int64) - 1]
+    light[:, 2] = dcx[own.cell.astype(np.int64) - 1]
     wide, slim = (own.diameter_um / 2 * np.sqrt(own.aspect) ** power + SOMA_RIM_UM for power in (1, -1))
     return replace(
         own,

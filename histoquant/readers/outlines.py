@@ -22,10 +22,10 @@ from typing import Any
 
 import shapely
 
-from histoquant.errors import FormatError, HistoquantError, InputError, PixelSizeError, RegionError
+from histoquant.errors import FormatError, HistoquantError, InputError, PixelSizeError, RegionError, raise_all
 from histoquant.model import geometry as plane
 from histoquant.model.geometry import Geometry
-from histoquant.model.region import Region, raise_all
+from histoquant.model.region import Region
 from histoquant.readers import geojson, imagej_roi
 from histoquant.readers.geojson import write_geojson
 

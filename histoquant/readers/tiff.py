@@ -77,8 +77,8 @@ class TiffReader:
 
     def scenes(self, path: Path) -> list[str]:
         """Return the names of the image series."""
-        with _opened(path) as tif:
-            return [name for name, _, _ in _tissue_series(path, tif)]
+        with _opened(path) as (_, series):
+            return [name for name, _, _ in series]
 
     def open(self, path: Path, *, scene: str | None = None) -> Slide:
         """Open one image series.
@@ -90,26 +90,28 @@ class TiffReader:
         InputError
             If the scene does not exist, or has to be named.
         """
-        with ExitStack() as undo, _opened(path) as tif:
-            series = _tissue_series(path, tif)
-            name, index, chosen = series[choose_scene(path, [entry[0] for entry in series], scene)]
-            files = _Files(path)
-            undo.callback(files.close)
-            base = _TiffPixels(path, chosen, files)
-            smaller = [_TiffPixels(path, level, files) for level in chosen.levels[1:] if level.dtype == chosen.dtype]
-            levels = [base, *(level for level in smaller if level.shape[:2] == base.shape[:2])]
-            names = tiff_channel_names(tif, chosen, index)
-            brightfield = False
-            if base.is_rgb:
-                channels, brightfield = rgb_look(levels)
-            elif len(names) == base.shape[0] // base.samples and base.samples > 1:
-                channels = named_channels(
-                    [f"{channel}_{sample}" for channel in names for sample in range(base.samples)],
-                    base.shape[0],
-                )
-            else:
-                channels = named_channels(names, base.shape[0])
-            pixel_size, z_step = tiff_size_um(tif, chosen, index)
+        with ExitStack() as undo:
+            with _opened(path) as (tif, series):
+                name, index, chosen = series[choose_scene(path, [entry[0] for entry in series], scene)]
+                files = _Files(path)
+                undo.callback(files.close)
+                base = _TiffPixels(path, chosen, files)
+                smaller = [
+                    _TiffPixels(path, level, files) for level in chosen.levels[1:] if level.dtype == chosen.dtype
+                ]
+                levels = [base, *(level for level in smaller if level.shape[:2] == base.shape[:2])]
+                names = tiff_channel_names(tif, chosen, index)
+                brightfield = False
+                if base.is_rgb:
+                    channels, brightfield = rgb_look(levels)
+                elif len(names) == base.shape[0] // base.samples and base.samples > 1:
+                    channels = named_channels(
+                        [f"{channel}_{sample}" for channel in names for sample in range(base.samples)],
+                        base.shape[0],
+                    )
+                else:
+                    channels = named_channels(names, base.shape[0])
+                pixel_size, z_step = tiff_size_um(tif, chosen, index)
             undo.pop_all()
         return Slide(
             name=path.name,
@@ -125,7 +127,8 @@ class TiffReader:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[tuple[Any, list[tuple[str, int, Any]]]]:
+    """Open a TIFF file and list its image series."""
     import tifffile
 
     if path.is_dir():
@@ -134,7 +137,8 @@ def _opened(path: Path) -> Iterator[Any]:
     logger.addHandler(complaints)
     try:
         with damage_named(path), tifffile.TiffFile(path) as tif:
-            yield tif
+            series = _tissue_series(path, tif, complaints)
+            yield tif, series
             complaints.refuse(path)
     finally:
         logger.removeHandler(complaints)
@@ -167,9 +171,11 @@ class _Complaints(logging.Handler):
                 raise FormatError(f"'{path.name}' lacks part of its header ({said[:120]}).", _CUT_SHORT)
 
 
-def _tissue_series(path: Path, tif: Any) -> list[tuple[str, int, Any]]:
+def _tissue_series(path: Path, tif: Any, complaints: _Complaints) -> list[tuple[str, int, Any]]:
     """Return (unique name, index in the file, series) of the series that can show tissue."""
-    found = [(series.name.strip(), index, series) for index, series in enumerate(tif.series)]
+    all_series = tif.series  # reads the headers of all pages
+    complaints.refuse(path)
+    found = [(series.name.strip(), index, series) for index, series in enumerate(all_series)]
     tissue = [entry for entry in found if entry[0].lower() not in _NOT_TISSUE]
     tissue = [entry for entry in tissue if not entry[2].keyframe.is_reduced] or tissue or found
     if not tissue:

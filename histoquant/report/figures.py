@@ -73,7 +73,7 @@ def draw_overview(
         colour, shape = MARKER_COLOURS[index % len(MARKER_COLOURS)], SHAPES[index % len(SHAPES)]
         size = float(np.clip(30000 / max(len(positive), 1), 6, 40)) * (1 + 0.8 * index)
         marks = axes.scatter(
-            positive["x_um"], positive["y_um"], s=size, marker=shape, facecolors="none", edgecolors=colour, linewidths=0.8
+            positive["x_um"], positive["y_um"], s=size, marker=shape, fc="none", edgecolors=colour, linewidths=0.8
         )
         entries.append((marks, f"{name}+  {len(positive):,} of {len(cells):,} cells"))
     if not entries:

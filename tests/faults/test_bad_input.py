@@ -28,7 +28,7 @@ def zero_bytes(folder, scene):
 
 
 def a_folder(folder, scene):
-    (folder / "bad.tif").mkdir()
+    (folder / "bad.tif").mkdir(parents=True)
     return "bad.tif"
 
 

@@ -84,9 +84,7 @@ class LabrawReader:
             channels, height, width = (int(number) for number in fields[:3])
             pixel_size_um, names = float(fields[3]), tuple(fields[4].split(","))
         except (ValueError, IndexError) as error:
-            raise FormatError(
-                f"Slide '{path.name}': its LABRAW header cannot be read: {header!r}."
-            ) from error
+            raise FormatError(f"Slide '{path.name}': its LABRAW header cannot be read: {header!r}.") from error
         n_bytes, found = channels * height * width * PIXEL.itemsize, path.stat().st_size - len(header)
         if found != n_bytes:
             raise FormatError(

@@ -40,9 +40,7 @@ def test_labraw_pixels(labraw: tuple[Path, np.ndarray]) -> None:
     path, pixels = labraw
     slide = LabrawReader().open(path)
     np.testing.assert_array_equal(slide.read()[:, 0], pixels)
-    np.testing.assert_array_equal(
-        np.asarray(slide.levels[0][1, 0, 500:20:-7, 3::2]), pixels[1, 500:20:-7, 3::2]
-    )
+    np.testing.assert_array_equal(np.asarray(slide.levels[0][1, 0, 500:20:-7, 3::2]), pixels[1, 500:20:-7, 3::2])
     assert (slide.channels, slide.pixel_size_um) == (("DAPI", "Alexa 488"), 0.325)
 
 
@@ -74,9 +72,7 @@ def test_blobs_parameters() -> None:
 
 def test_ratio() -> None:
     """150 over 100 is 1.5; over a background of 0 it is not defined and not positive."""
-    table = pd.DataFrame(
-        {"area_um2": 40.0, "mean_a": [150.0, 149.0, 150.0], "background_a": [100.0, 100.0, 0.0]}
-    )
+    table = pd.DataFrame({"area_um2": 40.0, "mean_a": [150.0, 149.0, 150.0], "background_a": [100.0, 100.0, 0.0]})
     rule = LabRatio("brdu", "a", LabRatio.Params())
     np.testing.assert_allclose(rule.value(table), [1.5, 1.49, np.nan])
     assert rule(table, Scene({"brdu": Threshold(1.5, "fixed")}, {})).tolist() == [True, False, False]
