@@ -216,8 +216,11 @@ def run_study(
     try:
         run.check()
         if run.blocks:
-            with cluster.workers(workers) as executor:
-                run.work(executor)
+            try:
+                with cluster.workers(workers) as executor:
+                    run.work(executor)
+            finally:
+                steps.release()
         run.write_tables()
     except KeyboardInterrupt:
         run.write_state("interrupted")

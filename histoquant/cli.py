@@ -263,6 +263,10 @@ def phantom(
     pixel_size_um: Annotated[float | None, typer.Option("--pixel-size-um", help="Pixel size.")] = None,
     animals: Annotated[int | None, typer.Option("--animals", min=1, help="Animals per group.")] = None,
     density_per_mm2: Annotated[float | None, typer.Option("--density-per-mm2", help="Nuclei per mm2.")] = None,
+    diameter_um: Annotated[float | None, typer.Option("--diameter-um", help="Mean nuclear diameter.")] = None,
+    sections: Annotated[int | None, typer.Option("--sections", min=1, help="Sections per animal.")] = None,
+    effect: Annotated[float | None, typer.Option("--effect", help="True relative change, -0.5 = half.")] = None,
+    control: Annotated[list[str] | None, typer.Option("--control", help="Staining control, one section each.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -275,6 +279,10 @@ def phantom(
         "pixel_size_um": pixel_size_um,
         "animals": animals,
         "density_per_mm2": density_per_mm2,
+        "diameter_um": diameter_um,
+        "sections": sections,
+        "effect": effect,
+        "controls": tuple(control) if control else None,
     }
     plan = PhantomPlan(assay=assay, seed=seed, **{name: value for name, value in stated.items() if value is not None})
     tell = _Printer(quiet, None)

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from histoquant.phantom import PhantomPlan, make_phantom
-
-SAMPLE_PLAN = PhantomPlan(assay="tunel", size_mm=(2.2, 2.2), pixel_size_um=0.8, animals=3, seed=7, bits=8)
-"""Two groups of three animals, one section each, and two sections without TdT; true effect -50 %."""
-
+from histoquant.phantom import SAMPLE_PLAN, make_phantom
 
 def sample_study(made: Path, tell: Callable[[str], None]) -> Path:
     """Return the sample sheet of the sample study.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,20 @@ def write_starter(folder: Path, sheet: Path, *, pixel_size_um: float | None = No
     rows: list[dict[str, str]] = []
     lines: list[str] = []
     channels: list[tuple[str, ...]] = []
-    for path in _slides(folder):
+    unknown: list[str] = []
+    for path, scene in _scenes(_slides(folder)):
+        named = path.name if scene is None else f"{path.name} [{scene}]"
         try:
-            slide = registry.open_slide(path)
+            slide = registry.open_slide(path, scene=scene)
         except HistoquantError as error:
-            lines.append(f"{path.name}: left out. {error}")
+            lines.append(f"{named}: left out. {error}")
             continue
-        lines.append(_described(slide, path))
+        lines.append(f"{named}: {_described(slide)}")
         if not slide.brightfield:
             channels.append(slide.channels)
-        rows.append(_row(slide, path, sheet.parent, pixel_size_um))
+        if slide.pixel_size_yx_um is None and pixel_size_um is None:
+            unknown.append(named)
+        rows.append(_row(slide, path, sheet.parent, pixel_size_um) | {"scene": scene or ""})
         slide.close()
     if not rows:
         raise InputError(f"The folder '{folder}' holds no slide that histoquant reads.", " ".join(lines))
@@ -70,8 +75,8 @@ def write_starter(folder: Path, sheet: Path, *, pixel_size_um: float | None = No
         lines.append(f"Wrote {recipe}: say which channel shows which marker, and how its threshold is found.")
     else:
         lines.append("All slides are brightfield pictures: no recipe for fluorescence channels was written.")
-    if any(not row["pixel_size_um"] and "no pixel size" in line for row, line in zip(rows, lines, strict=False)):
-        lines.append("Some files do not say their pixel size: fill in pixel_size_um.")
+    if unknown:
+        lines.append(f"Fill in pixel_size_um, which these do not say: {', '.join(unknown)}.")
     return lines
 
 
@@ -114,12 +119,22 @@ def _one_field(members: Sequence[tuple[int, Path]]) -> bool:
     return len(shapes) == 1 and next(iter(shapes))[0] == 1
 
 
-def _described(slide: Slide, path: Path) -> str:
+def _scenes(paths: Iterable[Path]) -> Iterator[tuple[Path, str | None]]:
+    """Yield each slide with each of its scenes; None for a file of one."""
+    for path in paths:
+        scenes: list[str] = []
+        with contextlib.suppress(HistoquantError):  # what is wrong with the file is said when it is opened
+            reader = registry.load("reader", registry.reader_of(path).name)
+            scenes = reader().scenes(path) if path.exists() else []
+        yield from ((path, scene) for scene in (scenes if len(scenes) > 1 else [None]))
+
+
+def _described(slide: Slide) -> str:
     height, width = slide.shape
     kind = "brightfield (RGB)" if slide.brightfield else f"channels {', '.join(slide.channels)}"
     size = "no pixel size" if slide.pixel_size_yx_um is None else f"{slide.pixel_size_yx_um[1]:.4g} um per pixel"
     planes = f", {slide.n_planes} planes" if slide.n_planes > 1 else ""
-    return f"{path.name}: {width} x {height} px{planes}, {kind}, {size}"
+    return f"{width} x {height} px{planes}, {kind}, {size}"
 
 
 def _row(slide: Slide, path: Path, folder: Path, pixel_size_um: float | None) -> dict[str, str]:

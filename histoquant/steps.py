@@ -66,20 +66,22 @@ class Job:
         return {name: getattr(self.slide, name) for name in IDENTITY}
 
 
-@lru_cache(maxsize=1)
-def _opened(path: Path, scene: str | None, pixel_size_um: float | None) -> Slide:
-    return registry.open_slide(path, scene=scene, pixel_size_um=pixel_size_um)
+_open: dict[tuple[Path, str | None, float | None], Slide] = {}
 
 
 def open_slide(row: StudySlide) -> Slide:
-    """Open the slide of a row; a worker keeps one open."""
-    return _opened(row.path, row.scene, row.pixel_size_um)
+    """Open the slide of a row; a worker keeps one open, and closes it when it turns to the next."""
+    key = (row.path, row.scene, row.pixel_size_um)
+    if key not in _open:
+        release()
+        _open[key] = registry.open_slide(row.path, scene=row.scene, pixel_size_um=row.pixel_size_um)
+    return _open[key]
 
 
 def release() -> None:
     """Close the slide this process keeps open."""
-    if _opened.cache_info().currsize:
-        _opened.cache_clear()
+    while _open:
+        _open.popitem()[1].close()
 
 
 def check(job: Job) -> int:

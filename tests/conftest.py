@@ -39,14 +39,14 @@ class Scene:
     positive: np.ndarray
 
 
-def make_scene(shape=(400, 420), n=150, seed=0, pixel_size_um=0.5, share=0.3):
-    """Round nuclei of 8 um with noise, some TUNEL positive, none touching the next."""
+def make_scene(shape=(400, 420), n=150, *, seed=0, pixel_size_um=0.5, share=0.3, spacing=2.4):
+    """Round nuclei of 8 um with noise, some TUNEL positive; none touch unless their spacing (radii) is below 2."""
     rng = np.random.default_rng(seed)
     radius = 4 / pixel_size_um
     centres = []
     for _ in range(60 * n):
         y, x = rng.uniform(1.5 * radius, shape[0] - 1.5 * radius), rng.uniform(1.5 * radius, shape[1] - 1.5 * radius)
-        if all((y - a) ** 2 + (x - b) ** 2 > (2.4 * radius) ** 2 for a, b in centres):
+        if all((y - a) ** 2 + (x - b) ** 2 > (spacing * radius) ** 2 for a, b in centres):
             centres.append((y, x))
         if len(centres) == n:
             break
