@@ -13,11 +13,8 @@ from these.
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -25,6 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from histoquant import __version__
 from histoquant.errors import FormatError, HistoquantError, PluginError
 from histoquant.model.slide import Slide
+from histoquant.readers.first_bytes import first_bytes, unknown_format
+from histoquant.readers.series import is_pattern, matched_files, open_series
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 API = 1
-HEAD_BYTES = 4096
 
 Kind = Literal["reader", "segmenter", "rule"]
 GROUPS: dict[Kind, str] = {
@@ -290,8 +288,8 @@ def open_slide(path: Path | str, *, pixel_size_um: float | None = None, scene: s
         If a reader is broken.
     """
     path = Path(path)
-    if _is_pattern(path):
-        return _open_series(path, pixel_size_um, scene)
+    if is_pattern(path):
+        return open_series(path, partial(open_slide, pixel_size_um=pixel_size_um, scene=scene), scene=scene)
     plugin = reader_of(path)
     try:
         slide: Slide = load("reader", plugin.name)().open(path, scene=scene)
@@ -317,9 +315,9 @@ def reader_of(path: Path | str) -> Plugin:
         If a reader is broken.
     """
     path = Path(path)
-    if _is_pattern(path):
-        path = _matched(path)[0]
-    head = _head(path)
+    if is_pattern(path):
+        path = matched_files(path)[0]
+    head = first_bytes(path)
     readers = [(plugin, load("reader", plugin.name)) for plugin in list_plugins("reader")]
 
     def order(pair: tuple[Plugin, type[Any]]) -> tuple[bool, bool, str]:
@@ -338,7 +336,7 @@ def reader_of(path: Path | str) -> Plugin:
             ) from error
         if matches:
             return plugin
-    raise _unknown(path, head)
+    raise unknown_format(path, head, [plugin.name for plugin in list_plugins("reader")])
 
 
 def slide_files(path: Path | str) -> list[Path]:
@@ -350,159 +348,9 @@ def slide_files(path: Path | str) -> list[Path]:
         If there is no such file or folder.
     """
     path = Path(path)
-    if _is_pattern(path):
-        return [file for match in _matched(path) for file in slide_files(match)]
+    if is_pattern(path):
+        return [file for match in matched_files(path) for file in slide_files(match)]
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    _head(path)
+    first_bytes(path)
     return [path]
-
-
-def _head(path: Path) -> bytes:
-    if not path.exists():
-        where = "" if path.parent.is_dir() else ", nor its folder"
-        raise FormatError(
-            f"Slide '{path.name}': there is no such file ({path}){where}.",
-            "Correct the path; in a sample sheet it is relative to the sheet.",
-        )
-    if path.is_dir():
-        return b""
-    try:
-        with path.open("rb") as file:
-            return file.read(HEAD_BYTES)
-    except OSError as error:
-        raise FormatError(
-            f"Slide '{path.name}': the file cannot be read: {error.strerror or error}.",
-            "See that you may read it and that its disk is connected.",
-        ) from error
-
-
-_EXPORT = "Export it as OME-TIFF from the microscope's own program, or install a plug-in that reads it."
-# How files that reach us under a slide's name begin, what that is, and what to do about it.
-_LOOKS: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not the image", "Fetch the image with: git lfs pull"),
-    (b"/annex/objects/", "is a git-annex pointer, not the image", "Fetch the image with: git annex get"),
-    (b"<!doctype html", "is a web page, not the image", "Download it again; the link may need a login."),
-    (b"<html", "is a web page, not the image", "Download it again; the link may need a login."),
-    (b"pk\x03\x04", "is a ZIP archive", "Unpack it and name the image in it."),
-    (b"\x1f\x8b", "is gzip-compressed", "Unpack it and name the image in it."),
-    (b"%pdf", "is a PDF document", _EXPORT),
-    (b"\x89hdf\r\n\x1a\n", "is an HDF5 file (Imaris .ims, ilastik, ...)", _EXPORT),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an OLE2 file (Olympus .oib, Zeiss .zvi, ...)", _EXPORT),
-)
-
-
-def _unknown(path: Path, head: bytes) -> FormatError:
-    known = ", ".join(plugin.name for plugin in list_plugins("reader"))
-    start = head.lstrip().lower()
-    if path.is_dir():
-        zarr = any((path / name).exists() for name in ("zarr.json", ".zattrs", ".zgroup", ".zarray"))
-        look = "is a Zarr folder without OME image metadata" if zarr else "is a folder without Zarr metadata"
-        remedy = _EXPORT if zarr else "Name the image in it, or the folder that holds zarr.json or .zattrs."
-    elif not head.strip(b"\0"):
-        look = "begins with nothing but zero bytes" if head else "is empty (0 bytes)"
-        remedy = "Copy it again from where it came; the copy was not finished."
-    else:
-        looks = ((look, remedy) for begin, look, remedy in _LOOKS if start.startswith(begin))
-        look, remedy = next(looks, ("", _EXPORT))
-    return FormatError(
-        f"Slide '{path.name}': not a format histoquant reads ({known}){look and f'; it {look}'}.", remedy
-    )
-
-
-def _is_pattern(path: Path) -> bool:
-    return re.search(r"[*?\[]", str(path)) is not None and not path.exists()
-
-
-def _matched(pattern: Path) -> list[Path]:
-    # Folders that exist as written are taken literally: 'run [2]/x_*.tif' is about x, not about the folder.
-    start = 1 if pattern.anchor else 0
-    base, parts = Path(pattern.anchor), list(pattern.parts[start:])
-    while parts and (base / parts[0]).exists():
-        base /= parts.pop(0)
-    try:
-        # Without hidden files, as in a shell: macOS puts '._x.tif' beside every 'x.tif' on a network disk.
-        matches = [match for match in base.glob(str(Path(*parts))) if not match.name.startswith(".")]
-    except ValueError as error:
-        raise FormatError(f"Slide '{pattern.name}': {error}.", "Correct the pattern.") from error
-    if not matches:
-        raise FormatError(
-            f"Slide '{pattern.name}': there is no such file, and none in '{base}' matches it as a pattern.",
-            "Correct the path; in a sample sheet it is relative to the sheet.",
-        )
-    return sorted(matches, key=_natural)
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    # 'd2' before 'd10': the split gives text and numbers by turns; numbers are ordered by value.
-    pieces = re.split(r"(\d+)", str(path))
-    return [(int(piece) if place % 2 else 0, piece) for place, piece in enumerate(pieces)]
-
-
-def _differing(files: Sequence[Path]) -> list[str]:
-    """Return the part of each path that differs, in whole words: 'd0' and 'd1', not '0' and '1'."""
-    words = [re.findall(r"[^\W\d_]+\d*|\d+|[\W_]+", file.with_suffix("").as_posix()) for file in files]
-    same = [len(set(column)) == 1 for column in zip(*words, strict=False)]
-    lead = [*same, False].index(False)
-    same = [len(set(column)) == 1 for column in zip(*(reversed(each[lead:]) for each in words), strict=False)]
-    trail = [*same, False].index(False)
-    names = ["".join(each[lead : len(each) - trail]).strip(" _-.") for each in words]
-    if "" in names or len(set(names)) < len(names):
-        return [file.stem for file in files]
-    return names
-
-
-def _open_series(pattern: Path, pixel_size_um: float | None, scene: str | None) -> Slide:
-    files = _matched(pattern)
-    if len(files) == 1:
-        return open_slide(files[0], pixel_size_um=pixel_size_um, scene=scene)
-    with ExitStack() as opened:
-        slides = []
-        for file in files:
-            slides.append(open_slide(file, pixel_size_um=pixel_size_um, scene=scene))
-            opened.callback(slides[-1].close)
-        series = _stacked(pattern, slides, _differing(files), scene)
-        return replace(series, close=opened.pop_all().close)
-
-
-def _stacked(pattern: Path, slides: Sequence[Slide], parts: Sequence[str], scene: str | None) -> Slide:
-    """Return one Slide of all channels; the caller keeps the files and closes them."""
-    import dask.array
-
-    first = slides[0]
-
-    def same_field(what: str, values: Sequence[Any], remedy: str) -> Any:
-        for slide, value in zip(slides, values, strict=True):
-            if value != values[0]:
-                raise FormatError(
-                    f"Slide '{pattern.name}': the files of a channel series must agree in {what}, but "
-                    f"'{first.path.name}' has {values[0]} and '{slide.path.name}' has {value}.",
-                    remedy,
-                )
-        return values[0]
-
-    narrower = "Write a pattern that matches the channels of one field only."
-    same_field("shape (z, y, x)", [slide.levels[0].shape[1:] for slide in slides], narrower)
-    same_field("pixel type", [str(slide.dtype) for slide in slides], narrower)
-    stated = "State the true one as pixel_size_um in study.csv, or with --pixel-size-um."
-    pixel_size = same_field("pixel size (y, x) in um", [slide.pixel_size_yx_um for slide in slides], stated)
-    z_step_um = same_field("distance of planes in um", [slide.z_step_um for slide in slides], narrower)
-    levels = []
-    for level in zip(*(slide.levels for slide in slides), strict=False):
-        if len({pixels.shape[1:] for pixels in level}) > 1:
-            break  # pyramids of different steps: the levels that fit are kept
-        levels.append(dask.array.concatenate(level))
-    return Slide(
-        name=pattern.name,
-        path=pattern,
-        levels=tuple(levels),
-        channels=tuple(
-            part if len(slide.channels) == 1 else f"{part}_{channel}"
-            for part, slide in zip(parts, slides, strict=True)
-            for channel in slide.channels
-        ),
-        pixel_size_yx_um=pixel_size,
-        z_step_um=z_step_um,
-        # What was asked for: names that readers make up for an only scene differ from file to file.
-        scene=scene,
-    )

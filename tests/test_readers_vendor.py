@@ -12,7 +12,8 @@ import pytest
 
 from histoquant.errors import FormatError, InputError, MissingExtraError
 from histoquant.model.slide import Box
-from histoquant.readers.vendor import CziReader, LifReader, Nd2Reader
+from histoquant.readers.czi import CziReader
+from histoquant.readers.vendor import LifReader, Nd2Reader
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "formats"
 RNG = np.random.default_rng(11)

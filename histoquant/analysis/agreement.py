@@ -196,9 +196,7 @@ def score_labels(labels: ArrayLike, truth: ArrayLike, *, iou: Sequence[float] = 
     for threshold in iou:
         near = overlap >= threshold
         chosen = _assign(row[near], column[near], 1 - overlap[near])
-        scores.append(
-            Score(float(threshold), n_pred, n_true, len(chosen), float(overlap[near][chosen].sum()))
-        )
+        scores.append(Score(float(threshold), n_pred, n_true, len(chosen), float(overlap[near][chosen].sum())))
     return tuple(scores)
 
 
@@ -268,9 +266,7 @@ def match_points(found_um: ArrayLike, true_um: ArrayLike, *, tolerance_um: float
     if not (np.isfinite(found).all() and np.isfinite(true).all()):
         raise InputError("Points to match hold values that are not finite.", "Drop rows without a position.")
     if not tolerance_um >= 0:
-        raise InputError(
-            f"A matching tolerance of {tolerance_um} um is not a distance.", "Give 0 um or more."
-        )
+        raise InputError(f"A matching tolerance of {tolerance_um} um is not a distance.", "Give 0 um or more.")
     if not (len(found) and len(true)):
         return PointMatch(len(found), len(true), np.empty((0, 2), np.int64), np.empty(0))
     near = KDTree(true).query_ball_point(found, tolerance_um, return_sorted=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from histoquant.errors import InputError
 from histoquant.model.recipe import BackgroundSettings
 from histoquant.model.slide import Box

@@ -1,279 +1,23 @@
-"""Zeiss CZI, Leica LIF and Nikon ND2, each through an optional package, told by their first bytes."""
+"""Leica LIF and Nikon ND2, which store whole frames, each through an optional package, told by their first bytes."""
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from importlib import import_module
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histoquant.errors import FormatError, MissingExtraError
+from histoquant.errors import FormatError
 from histoquant.model.slide import Slide
-from histoquant.readers.metadata import (
-    MAX_SEGMENT_BYTES,
-    Pixels,
-    choose_scene,
-    damage_named,
-    length_um,
-    named_channels,
-    refuse_axis,
-    rgb_look,
-    size_um,
-)
+from histoquant.readers.metadata import length_um, named_channels, size_um
+from histoquant.readers.pixels import MAX_SEGMENT_BYTES, Pixels, choose_scene, refuse_axis, rgb_look
+from histoquant.readers.vendor_file import VendorFile, opened, optional_package
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_CZI_TYPES = {
-    "Gray8": ("u1", 1),
-    "Gray16": ("u2", 1),
-    "Gray32Float": ("f4", 1),
-    "Bgr24": ("u1", 3),
-    "Bgr48": ("u2", 3),
-    "Bgr96Float": ("f4", 3),
-}
-_CZI_CHUNK_PX = 1024
-_CZI_SMALLEST_LEVEL_PX = 512
-_CZI_CACHE_BYTES = 2**26
-
-
-def _optional(path: Path, module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as e:
-        raise MissingExtraError(
-            f"'{path.name}' needs the package {module.partition('.')[0]}, which is not installed.",
-            "Run: pip install 'histoquant[vendor]'",
-        ) from e
-
-
-class _Source:
-    """An open vendor file, used by one thread at a time and never after it was closed."""
-
-    def __init__(self, path: Path, file: Any) -> None:
-        self._path = path
-        self._file = file
-        self._lock = threading.Lock()
-        self._is_open = True
-
-    def __enter__(self) -> Any:
-        self._lock.acquire()
-        if not self._is_open:
-            self._lock.release()
-            raise FormatError(f"'{self._path.name}' was closed before its pixels were read.", "Open it again.")
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def close(self) -> None:
-        """Close the file. Safe to call twice."""
-        with self._lock:
-            if self._is_open:
-                self._is_open = False
-                self._file.close()
-
-
-@contextmanager
-def _opened(path: Path, opener: Callable[[str], Any]) -> Iterator[tuple[Any, _Source]]:
-    """Open a vendor file; it is closed again only when the block fails."""
-    if path.is_dir():
-        raise FormatError(f"'{path.name}' is a folder, not a file.", "Name a file.")
-    with damage_named(path), ExitStack() as undo:
-        file = opener(str(path))
-        source = _Source(path, file)
-        undo.callback(source.close)
-        yield file, source
-        undo.pop_all()
-
-
-class CziReader:
-    """Zeiss CZI. Tiles of a mosaic are put together scene by scene, as ZEN shows them.
-
-    A CZI has no grid of tiles that do not overlap, so the chunks are 1024 x 1024. What no tile covers is 0, or
-    white in a brightfield scene, where 0 would be the darkest stain of all.
-    """
-
-    api = 1
-    suffixes = (".czi",)
-
-    def matches(self, path: Path, head: bytes) -> bool:
-        """Say whether the file starts as CZI does."""
-        return head.startswith(b"ZISRAWFILE")
-
-    def scenes(self, path: Path) -> list[str]:
-        """Return the names of the scenes."""
-        with _opened(path, _czi_opener(path)) as (file, source):
-            names = list(_czi_scenes(file))
-            source.close()
-        return names
-
-    def open(self, path: Path, *, scene: str | None = None) -> Slide:
-        """Open one scene.
-
-        Raises
-        ------
-        MissingExtraError
-            If pylibCZIrw is not installed.
-        FormatError
-            If the file is damaged or has more than one time point, phase, view or the like.
-        InputError
-            If the scene does not exist, or has to be named.
-        """
-        with _opened(path, _czi_opener(path)) as (file, source):
-            scenes = _czi_scenes(file)
-            names = list(scenes)
-            name = names[choose_scene(path, names, scene)]
-            for axis, (start, stop) in file.total_bounding_box.items():
-                if axis not in "CZXY":
-                    refuse_axis(path, axis, stop - start)
-            number, rectangle, n_layers = scenes[name]
-            levels = [_CziPixels(path, source, (number, rectangle), 0)]
-            while len(levels) <= n_layers and min(levels[-1].shape[2:]) >= 2 * _CZI_SMALLEST_LEVEL_PX:
-                levels.append(_CziPixels(path, source, (number, rectangle), len(levels)))
-            channels, brightfield = named_channels(_czi_channels(file), levels[0].shape[0]), False
-            if levels[0].samples == 3:
-                channels, brightfield = rgb_look(levels)  # gaps are black here, and not looked at
-                for level in levels:
-                    level.fill = float(brightfield)
-            metadata = _at(file.metadata, "ImageDocument", "Metadata")
-            steps = {
-                distance.get("@Id"): length_um(distance.get("Value"), "m")
-                for distance in _list(_at(metadata, "Scaling", "Items", "Distance"))
-            }
-        return Slide(
-            name=path.name,
-            path=path,
-            levels=tuple(level.lazy() for level in levels),
-            channels=channels,
-            pixel_size_yx_um=size_um(steps.get("Y"), steps.get("X")),
-            z_step_um=steps.get("Z") if levels[0].shape[1] > 1 else None,
-            brightfield=brightfield,
-            scene=name if len(scenes) > 1 else None,
-            close=source.close,
-        )
-
-
-def _czi_opener(path: Path) -> Callable[[str], Any]:
-    czi = _optional(path, "pylibCZIrw.czi")
-    # decoded sub-blocks are kept: their borders are not those of our chunks
-    cache = czi.CacheOptions(type=czi.CacheType.Standard, max_memory_usage=_CZI_CACHE_BYTES)
-    return partial(czi.CziReader, cache_options=cache)
-
-
-def _at(tree: Any, *keys: str) -> Any:
-    """Return a branch of metadata, an empty one when it is not there."""
-    for key in keys:
-        tree = (tree or {}).get(key)
-    return tree or {}
-
-
-def _list(branch: Any) -> list[Any]:
-    """Return a branch that is a list only when it has several entries, always as a list."""
-    return branch if isinstance(branch, list) else [branch] if branch else []
-
-
-def _czi_scenes(file: Any) -> dict[str, tuple[int | None, Any, int]]:
-    """Return name -> (number, rectangle in file pixels, number of stored pyramid layers)."""
-    rectangles = file.scenes_bounding_rectangle_no_pyramid
-    about = _list(
-        _at(
-            file.metadata,
-            "ImageDocument",
-            "Metadata",
-            "Information",
-            "Image",
-            "Dimensions",
-            "S",
-            "Scenes",
-            "Scene",
-        )
-    )
-    described = {int(entry.get("@Index", -1)): entry for entry in about}
-    if not rectangles:
-        return {"scene_0": (None, file.total_bounding_rectangle_no_pyramid, 0)}
-    numbers = sorted(rectangles)
-    wanted = [described.get(number, {}).get("@Name") or f"scene_{number}" for number in numbers]
-    layers = [int(_at(described.get(number), "PyramidInfo").get("PyramidLayersCount", 0)) for number in numbers]
-    names = named_channels(wanted, len(wanted))
-    return {
-        name: (number, rectangles[number], n_layers)
-        for name, number, n_layers in zip(names, numbers, layers, strict=True)
-    }
-
-
-def _czi_channels(file: Any) -> list[str]:
-    image = _at(file.metadata, "ImageDocument", "Metadata", "Information", "Image")
-    return [entry.get("@Name") or "" for entry in _list(_at(image, "Dimensions", "Channels", "Channel"))]
-
-
-class _CziPixels(Pixels):
-    """One scene at 1 / 2^level of its size."""
-
-    def __init__(self, path: Path, source: _Source, scene: tuple[int | None, Any], level: int) -> None:
-        with source as file:
-            types, box = set(file.pixel_types.values()), file.total_bounding_box
-        if len(types) != 1 or not types <= set(_CZI_TYPES):
-            raise FormatError(
-                f"'{path.name}' has channels of types {', '.join(sorted(types))}.",
-                "Export channels of one type as OME-TIFF.",
-            )
-        dtype, self.samples = _CZI_TYPES[types.pop()]
-        (self._first_c, last_c), (self._first_z, last_z) = box.get("C", (0, 1)), box.get("Z", (0, 1))
-        if self.samples == 3 and last_c - self._first_c > 1:
-            raise FormatError(
-                f"'{path.name}' holds {last_c - self._first_c} colour pictures as channels.",
-                "Export the one to analyse.",
-            )
-        self._number, self._rectangle = scene
-        self._level = level
-        self._source = source
-        self.fill = 0.0
-        n_channels = (last_c - self._first_c) * self.samples
-        shape = (
-            n_channels,
-            last_z - self._first_z,
-            self._rectangle.h >> level,
-            self._rectangle.w >> level,
-        )
-        super().__init__(path, shape, dtype, (self.samples, 1, _CZI_CHUNK_PX, _CZI_CHUNK_PX))
-
-    def read(self, c: slice, z: slice, y: slice, x: slice) -> NDArray[Any]:
-        out = np.empty([part.stop - part.start for part in (c, z, y, x)], self.dtype)
-        for plane in range(z.start, z.stop):
-            if self.samples == 3:
-                picture = self._read_plane(0, plane, y, x)[..., ::-1]  # stored as blue, green, red
-                out[:, plane - z.start] = picture[..., c].transpose(2, 0, 1)
-            else:
-                for channel in range(c.start, c.stop):
-                    out[channel - c.start, plane - z.start] = self._read_plane(channel, plane, y, x)[..., 0]
-        return out
-
-    def _read_plane(self, channel: int, plane: int, y: slice, x: slice) -> NDArray[Any]:
-        """Return (height, width, samples). The box is a whole number of blocks of 2^level pixels."""
-        scale = 1 << self._level
-        region = (
-            self._rectangle.x + x.start * scale,
-            self._rectangle.y + y.start * scale,
-            (x.stop - x.start) * scale,
-            (y.stop - y.start) * scale,
-        )
-        with self._source as file:
-            picture = file.read(
-                roi=region,
-                plane={"C": self._first_c + channel, "Z": self._first_z + plane},
-                scene=self._number,
-                zoom=1 / scale,
-                background_pixel=(self.fill,) * 3,
-            )
-        return np.asarray(picture)
 
 
 class _FramePixels(Pixels):
@@ -282,7 +26,7 @@ class _FramePixels(Pixels):
     The frame read last is kept: boxes of one frame mostly come one after the other.
     """
 
-    def __init__(self, source: _Source, path: Path, shape: tuple[int, ...], dtype: Any, inner: str) -> None:
+    def __init__(self, source: VendorFile, path: Path, shape: tuple[int, ...], dtype: Any, inner: str) -> None:
         lengths = dict(zip("czyx", shape, strict=True))
         chunk = tuple(lengths[axis] if axis in inner else 1 for axis in "czyx")
         super().__init__(path, shape, dtype, chunk)
@@ -326,7 +70,7 @@ class LifReader:
 
     def scenes(self, path: Path) -> list[str]:
         """Return the paths of the images inside the file."""
-        with _opened(path, _optional(path, "liffile").LifFile) as (file, source):
+        with opened(path, optional_package(path, "liffile").LifFile) as (file, source):
             names = list(_lif_images(path, file))
             source.close()
         return names
@@ -343,7 +87,7 @@ class LifReader:
         InputError
             If the image does not exist, or has to be named.
         """
-        with _opened(path, _optional(path, "liffile").LifFile) as (file, source):
+        with opened(path, optional_package(path, "liffile").LifFile) as (file, source):
             images = _lif_images(path, file)
             names = list(images)
             name = names[choose_scene(path, names, scene)]
@@ -382,7 +126,7 @@ def _lif_step_um(image: Any, axis: str) -> float | None:
 
 
 class _LifPixels(_FramePixels):
-    def __init__(self, path: Path, source: _Source, image: Any) -> None:
+    def __init__(self, path: Path, source: VendorFile, image: Any) -> None:
         lengths = {str(axis): int(n) for axis, n in zip(image.dims, image.shape, strict=True)}
         for axis, length in lengths.items():
             if axis not in ("C", "Z", "Y", "X", "S"):
@@ -417,7 +161,7 @@ class Nd2Reader:
 
     def scenes(self, path: Path) -> list[str]:
         """Return the names of the stage positions."""
-        with _opened(path, _optional(path, "nd2").ND2File) as (file, source):
+        with opened(path, optional_package(path, "nd2").ND2File) as (file, source):
             names = _nd2_positions(path, file)
             source.close()
         return names
@@ -434,7 +178,7 @@ class Nd2Reader:
         InputError
             If the position does not exist, or has to be named.
         """
-        with _opened(path, _optional(path, "nd2").ND2File) as (file, source):
+        with opened(path, optional_package(path, "nd2").ND2File) as (file, source):
             names = _nd2_positions(path, file)
             position = choose_scene(path, names, scene)
             pixels = _Nd2Pixels(path, source, position)
@@ -474,7 +218,7 @@ def _nd2_positions(path: Path, file: Any) -> list[str]:
 
 
 class _Nd2Pixels(_FramePixels):
-    def __init__(self, path: Path, source: _Source, position: int) -> None:
+    def __init__(self, path: Path, source: VendorFile, position: int) -> None:
         with source as file:
             sizes, n_components, is_rgb = dict(file.sizes), file.components_per_channel, file.is_rgb
             height, width, dtype = int(file.attributes.heightPx), int(file.attributes.widthPx), file.dtype

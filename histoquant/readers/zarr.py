@@ -14,17 +14,15 @@ import numpy as np
 
 from histoquant.errors import FormatError
 from histoquant.model.slide import Slide
-from histoquant.readers.metadata import (
+from histoquant.readers.metadata import length_um, named_channels, size_um
+from histoquant.readers.pixels import (
     MAX_SEGMENT_BYTES,
     RGB,
     Pixels,
     choose_scene,
     damage_named,
-    length_um,
-    named_channels,
     refuse_axis,
     rgb_look,
-    size_um,
 )
 
 if TYPE_CHECKING:

@@ -1,0 +1,400 @@
+"""The classical nucleus segmenter: the same objects however the slide is cut into tiles.
+
+Lengths are in units of the nuclear diameter d; every number that depends on more than the neighbourhood of a
+pixel (d and the threshold) is taken once per slide by `Watershed.survey`. A tile is then segmented in five
+steps:
+
+1. haze that is wider than a nucleus is removed: a grey opening, smoothed, is subtracted;
+2. where the smoothed image is above a part of the threshold, each pixel belongs to the summit that steepest
+ascent
+   leads to, and a summit that stands in another's slope joins it (brightness basins);
+3. each basin's pixels above a part of *its own* summit are nucleus: a dim nucleus beside a bright one keeps
+its size; 4. that mask is split where it has a waist: again basins, of distance to the mask's edge times the
+root of brightness; 5. objects far smaller or far larger than a nucleus are dropped.
+
+Why not a library watershed: flooding from a priority queue breaks ties by order of arrival, so that what
+happens at one end of a clump can change the other end, and a cut clump is another clump. Here a pixel's
+summit is found under the strict order (height, raster order), and summits are joined by a rule that looks at
+neighbours only, so that every step has a reach: `Watershed.halo_um` adds them up. Filters are exact or sum
+each pixel's neighbourhood in one fixed order, never a running sum, so that a pixel's value does not depend on
+where the crop begins.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from histoquant.analysis.basins import local_basins
+from histoquant.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Lengths in diameters.
+FINE_SIGMA = 0.05  # smoothing before a pixel is called nucleus
+BROAD_SIGMA = 0.15  # smoothing before a summit is called a nucleus: evens out chromatin
+HAZE_WINDOW = 1.75  # side of the square a nucleus must not fill, else it is taken for haze
+HAZE_SIGMA = 0.2
+HOLE = 0.5  # largest extent of a hole that is filled
+BRUSH = 0.04  # radius of the opening that takes off filaments
+DISTANCE_CAP = 0.6
+DISTANCE_SIGMA = 0.05
+JOIN_BRIGHTNESS = 0.95  # a summit joins a brighter one when the way there stays above this part of its height
+TRUNCATE = 3.0
+HAZE_TRUNCATE = 2.0
+# Exact reach of the filters above, largest first, then one basin for step 2 and two for step 4: whether a
+# summit joins another depends on the neighbour's summit, about half a diameter behind the common border.
+REACH = (
+    HAZE_WINDOW
+    + TRUNCATE * BROAD_SIGMA
+    + HAZE_TRUNCATE * HAZE_SIGMA
+    + DISTANCE_CAP
+    + HOLE
+    + 4 * BRUSH
+    + TRUNCATE * DISTANCE_SIGMA
+    + 3 * 1.0
+)
+MIN_DIAMETER_PX = 3.0
+
+# Survey.
+DEFAULT_DIAMETER_UM = 8.0  # of most rodent neurons; used on a slide where nothing can be measured
+SURVEYED = 16
+SURVEYED_PX = 512
+OCTAVES_PX = (4, 8, 16, 32, 64)
+NOISE_FACTOR = 8.0  # noise is correlated in real images, so that it is smoothed away less than white noise
+MAX_BRIGHTNESS = 4.0  # debris brighter than this counts as this
+MAX_ROUNDS = 8
+
+
+class WatershedParams(BaseModel):
+    """Parameters of the classical segmenter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    diameter_um: float | None = Field(
+        None,
+        gt=0,
+        le=200,
+        title="Nuclear diameter (um)",
+        description="Typical diameter of a nucleus; estimated once per slide when not given.",
+    )
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        title="Threshold",
+        description="How much the faintest nucleus stands out of its surroundings, where 1 is a typical "
+        "bright nucleus of the slide; estimated once per slide when not given.",
+    )
+    edge: float = Field(
+        0.42,
+        ge=0.1,
+        le=0.9,
+        title="Edge",
+        description="A nucleus ends where its brightness falls to this part of its summit.",
+    )
+    split: float = Field(
+        0.9,
+        ge=0.3,
+        le=0.999,
+        title="Split",
+        description="Touching nuclei are split at a waist narrower than this part of the smaller one; "
+        "higher splits more.",
+    )
+    min_contrast: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        title="Least contrast",
+        description="How much of a nucleus's brightness must stand out of the haze around it; "
+        "drops out-of-focus nuclei and texture of tissue.",
+    )
+    min_area: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        title="Smallest area",
+        description="Smaller objects are dropped; part of the area of a disc of the nuclear diameter.",
+    )
+    max_area: float = Field(
+        6.0,
+        ge=1,
+        le=100,
+        title="Largest area",
+        description="Larger objects are dropped; multiple of the area of a disc of the nuclear diameter.",
+    )
+
+
+class Watershed:
+    """Nuclei by local basins of brightness and shape; see the module for how.
+
+    Parameters
+    ----------
+    params : WatershedParams
+        With ``diameter_um`` and ``threshold`` given, or filled in by `survey`.
+    """
+
+    api: ClassVar[int] = 1
+    Params: ClassVar[type[WatershedParams]] = WatershedParams
+
+    def __init__(self, params: WatershedParams) -> None:
+        self.params = params
+
+    @property
+    def halo_um(self) -> float:
+        """How far from a crop's edge labels may differ from those of the whole slide, in um.
+
+        For objects of up to about one diameter beyond the reach of the filters; see ``REACH``.
+
+        Raises
+        ------
+        InputError
+            If the diameter is not known yet.
+        """
+        return REACH * self._resolved()[0]
+
+    def survey(self, samples: list[NDArray[np.float32]], pixel_size_um: float) -> WatershedParams:
+        """Fill in the diameter and the threshold from sample windows of a slide.
+
+        The diameter starts from blobs in scale space (Lindeberg 1998), which also works where nuclei touch,
+        and is then replaced by the median size of the objects it leads to until it stays. The threshold is
+        half of Otsu's (1979), which lies midway between background and the bulk of nuclei, and never within
+        the noise.
+
+        Parameters
+        ----------
+        samples : list of (1, 1, y, x) float32
+            Background 0, bright nuclei about 1. Of very many, 16 of those with more signal are looked at.
+        pixel_size_um : float
+
+        Returns
+        -------
+        WatershedParams without None; a slide without objects gets a diameter of 8 um.
+        """
+        params = self.params
+        if params.diameter_um is not None and params.threshold is not None:
+            return params
+        planes = _with_signal([_plane(sample) for sample in samples])
+        noise = _pixel_noise(planes)
+        diameter = params.diameter_um and params.diameter_um / pixel_size_um
+        if diameter is None:
+            diameter = _blob_diameter(planes, noise)
+            for _ in range(MAX_ROUNDS if diameter else 0):
+                threshold = params.threshold or _threshold(planes, diameter, noise)
+                found = _median_diameter([_labels(plane, diameter, threshold, params) for plane in planes])
+                if found is None:
+                    break
+                previous, diameter = diameter, min(max(found, diameter / 1.6), diameter * 1.6)
+                if abs(math.log(diameter / previous)) < 0.02:
+                    break
+        diameter = diameter or DEFAULT_DIAMETER_UM / pixel_size_um
+        return params.model_copy(
+            update={
+                "diameter_um": min(float(diameter * pixel_size_um), 200.0),
+                "threshold": params.threshold or _threshold(planes, diameter, noise),
+            }
+        )
+
+    def __call__(self, image: NDArray[np.float32], pixel_size_um: float) -> NDArray[np.uint32]:
+        """Label the nuclei of one crop.
+
+        Parameters
+        ----------
+        image : (1, 1, y, x) float32
+            Background 0, bright nuclei about 1.
+        pixel_size_um : float
+
+        Returns
+        -------
+        (1, y, x) uint32, 0 = background, ids from 1 without gaps
+
+        Raises
+        ------
+        InputError
+            If the image has several channels or planes, the parameters are not resolved, or a nucleus is less
+            than three pixels across.
+        """
+        diameter_um, threshold = self._resolved()
+        diameter = diameter_um / pixel_size_um
+        if diameter < MIN_DIAMETER_PX:
+            raise InputError(
+                f"Nuclei of {diameter_um:g} um are {diameter:.1f} pixels of {pixel_size_um:g} um across.",
+                "Give the true diameter_um or pixel size, or scan at a higher magnification.",
+            )
+        return _labels(_plane(image), diameter, threshold, self.params)[np.newaxis]
+
+    def _resolved(self) -> tuple[float, float]:
+        if self.params.diameter_um is None or self.params.threshold is None:
+            raise InputError(
+                "The watershed segmenter has no diameter or threshold yet.",
+                "Give diameter_um and threshold, or use the parameters that survey() returns.",
+            )
+        return self.params.diameter_um, self.params.threshold
+
+
+def _plane(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    if image.ndim != 4 or image.shape[:2] != (1, 1):
+        raise InputError(
+            f"The watershed segmenter takes one channel and one plane, not an image of shape {image.shape}.",
+            "Combine the channels and project the stack first.",
+        )
+    return np.ascontiguousarray(image[0, 0], dtype=np.float32)
+
+
+def _gauss(image: NDArray[np.float32], sigma: float, truncate: float = TRUNCATE) -> NDArray[np.float32]:
+    from scipy import ndimage
+
+    return np.asarray(ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=truncate))
+
+
+def _haze(broad: NDArray[np.float32], diameter: float) -> NDArray[np.float32]:
+    """Return what is wider than a nucleus: opened with a square, smoothed, not below 0."""
+    from scipy import ndimage
+
+    window = int(HAZE_WINDOW * diameter) | 1
+    opened = ndimage.minimum_filter(broad, window, mode="nearest")
+    opened = ndimage.maximum_filter(np.maximum(opened, 0), window, mode="nearest")
+    return _gauss(opened, HAZE_SIGMA * diameter, HAZE_TRUNCATE)
+
+
+def _labels(
+    image: NDArray[np.float32], diameter: float, threshold: float, params: WatershedParams
+) -> NDArray[np.uint32]:
+    """Return the (y, x) labels of a plane; the diameter is in pixels."""
+    from scipy import ndimage
+
+    if not image.size:
+        return np.zeros(image.shape, dtype=np.uint32)
+    broad = _gauss(image, BROAD_SIGMA * diameter)
+    haze = _haze(broad, diameter)
+    fine = _gauss(image, FINE_SIGMA * diameter) - haze
+    clear = broad - haze
+
+    above = fine > np.float32(params.edge * threshold)
+    basin, summit = local_basins(clear, above, join=JOIN_BRIGHTNESS, rounds=1)
+    if not len(summit):
+        return basin
+    height = clear.ravel()[summit]
+    nucleus = (height > threshold) & (height > params.min_contrast * broad.ravel()[summit])
+    height_of = np.concatenate([[np.inf], np.where(nucleus, height, np.inf)]).astype(np.float32)[basin]
+    mask = fine > np.float32(params.edge) * height_of
+    mask = _without_holes(mask, HOLE * diameter)
+    mask = ndimage.binary_opening(mask, iterations=max(1, round(BRUSH * diameter)))
+
+    distance = np.minimum(ndimage.distance_transform_edt(mask), DISTANCE_CAP * diameter).astype(np.float32)
+    distance = _gauss(distance, DISTANCE_SIGMA * diameter)
+    # The root of brightness: it decides where shapes do not, and it is exact to the last bit, as a power is
+    # not.
+    brightness = np.sqrt(np.clip(clear / height_of, np.float32(0.05), np.float32(1)))
+    labels, _ = local_basins(distance * brightness, mask, join=params.split, rounds=2)
+
+    area = np.bincount(labels.ravel())
+    disc = math.pi / 4 * diameter**2
+    kept = (area >= params.min_area * disc) & (area <= params.max_area * disc)
+    kept[0] = False
+    relabelled: NDArray[np.uint32] = (kept.cumsum() * kept).astype(np.uint32)[labels]
+    return relabelled
+
+
+def _without_holes(mask: NDArray[np.bool_], extent: float) -> NDArray[np.bool_]:
+    """Fill holes that are no wider and no higher than an extent; a gap at the image's rim is no hole."""
+    from scipy import ndimage
+
+    gaps, _ = ndimage.label(~mask)
+    boxes = np.array(
+        [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in ndimage.find_objects(gaps)]
+    ).reshape(-1, 4)
+    top, bottom, left, right = boxes.T
+    inside = (top > 0) & (left > 0) & (bottom < mask.shape[0]) & (right < mask.shape[1])
+    hole = inside & (bottom - top <= extent) & (right - left <= extent)
+    filled: NDArray[np.bool_] = mask | np.concatenate([[False], hole])[gaps]
+    return filled
+
+
+def _with_signal(planes: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Return the middles of up to 16 windows, evenly from the half with more signal."""
+    planes = [plane for plane in planes if plane.size]
+    if len(planes) > SURVEYED:
+        signal = [float(np.clip(plane[::4, ::4], 0, 1).mean(dtype=np.float64)) for plane in planes]
+        upper = np.argsort(signal, kind="stable")[-max(SURVEYED, len(planes) // 2) :]
+        planes = [planes[i] for i in upper[np.linspace(0, len(upper) - 1, SURVEYED).round().astype(int)]]
+    starts = [[max(0, (n - SURVEYED_PX) // 2) for n in plane.shape] for plane in planes]
+    return [plane[y : y + SURVEYED_PX, x : x + SURVEYED_PX] for plane, (y, x) in zip(planes, starts, strict=True)]
+
+
+def _pixel_noise(planes: list[NDArray[np.float32]]) -> float:
+    """Return the standard deviation of a pixel's noise from differences of neighbours; the median spares edges."""
+    differences = [np.abs(np.diff(plane, axis=1)).ravel() for plane in planes]
+    values = np.concatenate(differences) if differences else np.empty(0)
+    return float(np.median(values)) * 1.4826 / math.sqrt(2) if len(values) else 0.0
+
+
+def _threshold(planes: list[NDArray[np.float32]], diameter: float, noise: float) -> float:
+    """Return half of Otsu's threshold of what stands above background, at least well above smoothed noise."""
+    from skimage.filters import threshold_otsu
+
+    values = [np.clip(_gauss(plane, FINE_SIGMA * diameter), 0, MAX_BRIGHTNESS).ravel() for plane in planes]
+    pooled = np.concatenate(values) if values else np.zeros(1)
+    # White noise of a pixel, smoothed by a Gaussian of s pixels, has 1 / (2 sqrt(pi) s) of its deviation.
+    smoothed = noise / max(1.0, 2 * math.sqrt(math.pi) * BROAD_SIGMA * diameter)
+    return max(0.5 * float(threshold_otsu(pooled, nbins=1024)), NOISE_FACTOR * smoothed, 1e-3)
+
+
+def _blob_diameter(planes: list[NDArray[np.float32]], noise: float) -> float | None:
+    """Return the diameter in pixels of typical blobs, or None when there are none.
+
+    A disc of diameter d answers strongest to a Laplacian of Gaussian of sigma d / sqrt(8), normalised by
+    sigma^2 (Lindeberg 1998). Large scales are looked at in shrunken images. Of the blobs, those at least 0.6
+    of the typical strength count, each by its strength and d^1.5: between number, which texture and specks
+    would win, and area, which a single clump would.
+    """
+    from scipy import ndimage
+
+    diameters, strengths = [np.empty(0)], [np.empty(0)]
+    for plane in planes:
+        for octave in OCTAVES_PX:
+            factor = max(1, octave // 8)
+            small = _shrunk(np.minimum(plane, MAX_BRIGHTNESS), factor)
+            if min(small.shape) < 8:
+                break
+            scales = octave / factor * 2.0 ** (np.arange(-1, 4) / 3)
+            sigmas = scales / math.sqrt(8)
+            stack = np.stack(
+                [-(s**2) * ndimage.gaussian_laplace(small, s, mode="nearest", truncate=3.0) for s in sigmas]
+            )
+            summit = stack == ndimage.maximum_filter(stack, 3, mode="constant", cval=-np.inf)
+            floor = NOISE_FACTOR * noise / factor / (math.sqrt(2 * math.pi) * sigmas)
+            summit &= stack > np.maximum(floor, 1e-3)[:, np.newaxis, np.newaxis]
+            scale, row, column = np.nonzero(summit[1:-1])
+            diameters.append(scales[scale + 1] * factor)
+            strengths.append(stack[scale + 1, row, column])
+    diameter, strength = np.concatenate(diameters), np.concatenate(strengths)
+    if not len(diameter):
+        return None
+    typical = _weighted_median(strength, strength * diameter)
+    strong = strength > 0.6 * typical
+    weight = np.minimum(strength[strong], typical) * diameter[strong] ** 1.5
+    return _weighted_median(diameter[strong], weight)
+
+
+def _shrunk(plane: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    height, width = (n // factor * factor for n in plane.shape)
+    blocks = plane[:height, :width].reshape(height // factor, factor, width // factor, factor)
+    return np.asarray(blocks.mean(axis=(1, 3)), dtype=np.float32)
+
+
+def _median_diameter(labels: list[NDArray[np.uint32]]) -> float | None:
+    """Return the median equivalent diameter of all objects, each weighed by it; None without objects."""
+    areas = np.concatenate([np.bincount(part.ravel())[1:] for part in labels])
+    diameters = 2 * np.sqrt(areas / math.pi)
+    return _weighted_median(diameters, diameters) if len(areas) else None
+
+
+def _weighted_median(values: NDArray[Any], weights: NDArray[Any]) -> float:
+    order = np.argsort(values, kind="stable")
+    total = weights[order].cumsum()
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])
