@@ -296,7 +296,8 @@ def number(cells: pd.DataFrame, objects: pd.DataFrame, n_cut: int, work: Work) -
             held = objects[(objects["marker"] == name) & (objects["attached_to"] > 0) & ~objects["autofluorescent"]]
             strongest = held.groupby("attached_to")["value"].max()
             cells[f"{name}_attached"] = cells["cell_id"].map(strongest).astype(float)
-    return Measured(cells, objects, numbers, n_cut)
+    px = work.slide.pixel_size_um
+    return Measured(_in_um(cells, px), _in_um(objects, px), numbers, n_cut)
 
 
 def _shining_pieces(cells: pd.DataFrame, markers: Sequence[str], work: Work) -> NDArray[np.bool_]:
@@ -358,16 +359,19 @@ def finish(
     )
 
 
+def _in_um(table: pd.DataFrame, pixel_size_um: float) -> pd.DataFrame:
+    """Return a table of things in pixels with their places and sizes in um; the places in pixels stay."""
+    measured = table.copy()
+    for name in ("y", "x", "major", "minor"):
+        if f"{name}_px" in table:
+            measured[f"{name}_um"] = table[f"{name}_px"] * pixel_size_um
+    measured["area_um2"] = table["area_px"] * pixel_size_um**2
+    return measured.drop(columns=["area_px", "major_px", "minor_px"], errors="ignore")
+
+
 def _placed(table: pd.DataFrame, regions: RegionSet, work: Work) -> pd.DataFrame:
-    """Return a table of things in pixels with their place in um, their region, and distances to named outlines."""
-    px = work.slide.pixel_size_um
+    """Return a table of things with their region, and their distances to named outlines."""
     placed = table.copy()
-    placed["y_um"], placed["x_um"] = table["y_px"] * px, table["x_px"] * px
-    placed["area_um2"] = table["area_px"] * px**2
-    for axis in ("major", "minor"):
-        if f"{axis}_px" in table:
-            placed[f"{axis}_um"] = table[f"{axis}_px"] * px
-    placed = placed.drop(columns=["area_px", "major_px", "minor_px"], errors="ignore")
     points = placed[["y_um", "x_um"]].to_numpy(dtype=float)
     placed["region"] = regions.assign(points)
     for name in work.recipe.count.distance_to:

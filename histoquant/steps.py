@@ -17,7 +17,7 @@ from histoquant import __version__, pipeline, registry, store
 from histoquant.analysis import positivity
 from histoquant.analysis.counting import IDENTITY
 from histoquant.analysis.positivity import Threshold
-from histoquant.errors import InputError, RegionError
+from histoquant.errors import Faults, HistoquantError, InputError, RegionError, raise_all
 from histoquant.model.geometry import slide_rectangle
 from histoquant.model.panel import bound, called_markers, counterstain_of
 from histoquant.model.recipe import RESULT_VERSION, Recipe
@@ -90,12 +90,20 @@ def check(job: Job) -> int:
     Raises
     ------
     HistoquantError
-        Whatever keeps this slide from being analysed.
+        Everything that keeps this slide from being analysed, together.
     """
     slide = open_slide(job.slide)
-    bound(job.recipe.panel, slide)
-    height, width = (n * slide.pixel_size_um for n in slide.shape)
-    regions_of(job, (height, width), slide.pixel_size_um, tissue=None)
+    faults: list[HistoquantError] = []
+    try:
+        bound(job.recipe.panel, slide)
+    except HistoquantError as error:
+        faults.append(error)
+    try:
+        height, width = (n * slide.pixel_size_um for n in slide.shape)
+        regions_of(job, (height, width), slide.pixel_size_um, tissue=None)
+    except HistoquantError as error:
+        faults.extend(error.faults if isinstance(error, Faults) else (error,))
+    raise_all(faults)
     core = job.recipe.tiles.core_px
     n_tiles = -(-slide.shape[0] // core) * -(-slide.shape[1] // core)
     return -(-n_tiles // BLOCK_TILES)

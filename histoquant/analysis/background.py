@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_SAMPLED_PIXELS = 2_000_000
 # A slide is never stretched so far that its own noise would span more than this part of the range.
 MIN_RANGE_IN_NOISE = 10.0
-SMOOTH_UM = 10.0
+SMOOTH_UM = 5.0  # standard deviation
 GLASS_RADIUS_UM = 100.0
 SPECK_UM = 100.0
 # Share of the variance that two populations explain; one normal population gives 0.64, a uniform one 0.75.
@@ -172,7 +172,8 @@ def _row_percentiles(windows: NDArray[np.float32], percentile: float) -> NDArray
     ordered = np.sort(windows, axis=1)  # nan goes last
     n_known = np.isfinite(windows).sum(axis=1)
     index = np.floor(np.maximum(n_known - 1, 0) * (percentile / 100)).astype(np.intp)
-    return ordered[np.arange(len(windows)), index]
+    ranked: NDArray[np.float32] = ordered[np.arange(len(windows)), index]
+    return ranked
 
 
 def _smooth(grid: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -257,10 +258,11 @@ def find_tissue(coarse: NDArray[np.floating[Any]], coarse_um: float) -> NDArray[
     shape = coarse.shape[1:]
     everywhere = np.ones(shape, dtype=bool)
     brightness = np.maximum.reduce([_stood_out(channel, SMOOTH_UM / coarse_um) for channel in coarse])
-    threshold = _glass_threshold(np.log(brightness + 1))
+    level = np.log(brightness + 2)  # 2 % of the range: less is the skirt of blur around the tissue
+    threshold = _glass_threshold(level)
     if threshold is None:
         return everywhere
-    glass = np.log(brightness + 1) < threshold
+    glass = level < threshold
     # Wide enough to hold a disc; the image's rim is no border of the glass. A distance map costs the same for
     # any radius, which opening with a disc does not.
     padded = np.pad(glass, 1, mode="edge")
@@ -315,7 +317,8 @@ def _stood_out(channel: NDArray[np.floating[Any]], sigma: float) -> NDArray[np.f
     unit = (bright - dark) / 100
     if unit <= 1e-6 * abs(bright):
         return np.zeros(channel.shape)
-    return np.nan_to_num(np.maximum(smooth - dark, 0) / unit, nan=0.0)
+    above: NDArray[np.float64] = np.nan_to_num(np.maximum(smooth - dark, 0) / unit, nan=0.0)
+    return above
 
 
 def _glass_threshold(values: NDArray[np.float64]) -> float | None:

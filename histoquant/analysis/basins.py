@@ -62,7 +62,6 @@ def local_basins(
     summit_of = _followed(rank[inside + towards])
     is_summit = summit_of == np.arange(len(inside))
     basin_of = (is_summit.cumsum() - 1)[summit_of]
-    peak = highest[is_summit]
 
     basin = np.zeros(padded.size, dtype=np.intp)
     basin[inside] = basin_of + 1

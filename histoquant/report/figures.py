@@ -147,14 +147,13 @@ def _draw_regions(axes: Any, regions: RegionSet, height_um: float) -> None:
 
     outline = [withStroke(linewidth=2.2, foreground="black", alpha=0.7)]
     for index, (region, rings) in enumerate(regions.lines_px(1.0)):
-        if region.geometry.is_empty or (region.name == "tissue" and not region.counted) or region.name == "off tissue":
+        unseen = region.geometry.is_empty or region.name in ("slide", "off tissue")
+        if unseen or (region.name == "tissue" and not region.counted):
             continue
         colour = MASK_COLOUR if region.masked else REGION_COLOURS[index % len(REGION_COLOURS)]
         style = "-" if region.name in regions.counted else (0, (4, 3))
         for ring in rings:
             axes.plot(ring[:, 1], ring[:, 0], color=colour, linewidth=1.3, linestyle=style, path_effects=outline)
-        if region.name == "slide":
-            continue
         # The name stands at the region's top, inside the slide, where positives of the core do not hide it.
         left, top, right, _ = region.geometry.bounds
         axes.text(

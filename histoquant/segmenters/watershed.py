@@ -12,12 +12,9 @@ ascent
 its size; 4. that mask is split where it has a waist: again basins, of distance to the mask's edge times the
 root of brightness; 5. objects far smaller or far larger than a nucleus are dropped.
 
-Why not a library watershed: flooding from a priority queue breaks ties by order of arrival, so that what
-happens at one end of a clump can change the other end, and a cut clump is another clump. Here a pixel's
-summit is found under the strict order (height, raster order), and summits are joined by a rule that looks at
-neighbours only, so that every step has a reach: `Watershed.halo_um` adds them up. Filters are exact or sum
-each pixel's neighbourhood in one fixed order, never a running sum, so that a pixel's value does not depend on
-where the crop begins.
+Every step has a reach, and `Watershed.halo_um` adds them up. Filters are exact or sum each pixel's neighbourhood in
+one fixed order, never a running sum, so that a pixel's value does not depend on where the crop begins; the basins are
+those of `histoquant.analysis.basins`, not of a priority queue.
 """
 
 from __future__ import annotations
@@ -56,7 +53,7 @@ REACH = (
     + HOLE
     + 4 * BRUSH
     + TRUNCATE * DISTANCE_SIGMA
-    + 3 * 1.0
+    + 3 * 0.5
 )
 MIN_DIAMETER_PX = 3.0
 
@@ -180,24 +177,31 @@ class Watershed:
             return params
         planes = _with_signal([_plane(sample) for sample in samples])
         noise = _pixel_noise(planes)
-        diameter = params.diameter_um and params.diameter_um / pixel_size_um
-        if diameter is None:
-            diameter = _blob_diameter(planes, noise)
-            for _ in range(MAX_ROUNDS if diameter else 0):
-                threshold = params.threshold or _threshold(planes, diameter, noise)
-                found = _median_diameter([_labels(plane, diameter, threshold, params) for plane in planes])
-                if found is None:
-                    break
-                previous, diameter = diameter, min(max(found, diameter / 1.6), diameter * 1.6)
-                if abs(math.log(diameter / previous)) < 0.02:
-                    break
-        diameter = diameter or DEFAULT_DIAMETER_UM / pixel_size_um
+        if params.diameter_um is None:
+            diameter = self._measured_diameter(planes, noise) or DEFAULT_DIAMETER_UM / pixel_size_um
+        else:
+            diameter = params.diameter_um / pixel_size_um
         return params.model_copy(
             update={
-                "diameter_um": min(float(diameter * pixel_size_um), 200.0),
+                "diameter_um": params.diameter_um or min(diameter * pixel_size_um, 200.0),
                 "threshold": params.threshold or _threshold(planes, diameter, noise),
             }
         )
+
+    def _measured_diameter(self, planes: list[NDArray[np.float32]], noise: float) -> float | None:
+        """Return the diameter in pixels that the objects found with it have; None where nothing is found."""
+        diameter = _blob_diameter(planes, noise)
+        for _ in range(MAX_ROUNDS if diameter else 0):
+            assert diameter is not None
+            threshold = self.params.threshold or _threshold(planes, diameter, noise)
+            found = _median_diameter([_labels(plane, diameter, threshold, self.params) for plane in planes])
+            if found is None:
+                break
+            # Steps are bounded: one bad round must not throw a good estimate away.
+            previous, diameter = diameter, min(max(found, diameter / 1.6), diameter * 1.6)
+            if abs(math.log(diameter / previous)) < 0.02:
+                break
+        return diameter
 
     def __call__(self, image: NDArray[np.float32], pixel_size_um: float) -> NDArray[np.uint32]:
         """Label the nuclei of one crop.
@@ -347,10 +351,10 @@ def _threshold(planes: list[NDArray[np.float32]], diameter: float, noise: float)
 def _blob_diameter(planes: list[NDArray[np.float32]], noise: float) -> float | None:
     """Return the diameter in pixels of typical blobs, or None when there are none.
 
-    A disc of diameter d answers strongest to a Laplacian of Gaussian of sigma d / sqrt(8), normalised by
-    sigma^2 (Lindeberg 1998). Large scales are looked at in shrunken images. Of the blobs, those at least 0.6
-    of the typical strength count, each by its strength and d^1.5: between number, which texture and specks
-    would win, and area, which a single clump would.
+    A disc of diameter d answers strongest to a Laplacian of Gaussian of sigma d / sqrt(8), normalised by sigma^2
+    (Lindeberg 1998). Large scales are looked at in shrunken images. A blob counts by that answer times its part of
+    the brightness there, which tells a nucleus from the grain of a larger one, and by its diameter, which keeps
+    specks from winning by number; only blobs near the typical strength count at all.
     """
     from scipy import ndimage
 
@@ -363,22 +367,23 @@ def _blob_diameter(planes: list[NDArray[np.float32]], noise: float) -> float | N
                 break
             scales = octave / factor * 2.0 ** (np.arange(-1, 4) / 3)
             sigmas = scales / math.sqrt(8)
-            stack = np.stack(
+            answer = np.stack(
                 [-(s**2) * ndimage.gaussian_laplace(small, s, mode="nearest", truncate=3.0) for s in sigmas]
             )
-            summit = stack == ndimage.maximum_filter(stack, 3, mode="constant", cval=-np.inf)
+            blob = answer == ndimage.maximum_filter(answer, 3, mode="constant", cval=-np.inf)
             floor = NOISE_FACTOR * noise / factor / (math.sqrt(2 * math.pi) * sigmas)
-            summit &= stack > np.maximum(floor, 1e-3)[:, np.newaxis, np.newaxis]
-            scale, row, column = np.nonzero(summit[1:-1])
-            diameters.append(scales[scale + 1] * factor)
-            strengths.append(stack[scale + 1, row, column])
+            blob &= answer > np.maximum(floor, 1e-3)[:, np.newaxis, np.newaxis]
+            for k in (1, 2, 3):  # the first and last scale only tell whether their neighbours are maxima
+                at = blob[k]
+                brightness = np.maximum(_gauss(small, sigmas[k] / 2)[at], answer[k][at])
+                strengths.append(answer[k][at] ** 2 / brightness)
+                diameters.append(np.full(len(brightness), scales[k] * factor))
     diameter, strength = np.concatenate(diameters), np.concatenate(strengths)
     if not len(diameter):
         return None
     typical = _weighted_median(strength, strength * diameter)
-    strong = strength > 0.6 * typical
-    weight = np.minimum(strength[strong], typical) * diameter[strong] ** 1.5
-    return _weighted_median(diameter[strong], weight)
+    strong = strength > 0.75 * typical
+    return _weighted_median(diameter[strong], np.minimum(strength[strong], typical) * diameter[strong])
 
 
 def _shrunk(plane: NDArray[np.float32], factor: int) -> NDArray[np.float32]:

@@ -49,7 +49,8 @@ def no_such_channel(folder, scene):
 
 
 def no_pixel_size(folder, scene):
-    tifffile.imwrite(folder / "bad.tif", scene.pixels, photometric="minisblack", imagej=True, metadata={"axes": "CYX"})
+    metadata = {"axes": "CYX", "Labels": ["DAPI", "TUNEL"]}
+    tifffile.imwrite(folder / "bad.tif", scene.pixels, imagej=True, metadata=metadata)
     return "bad.tif"
 
 

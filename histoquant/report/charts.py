@@ -1,0 +1,276 @@
+"""Charts as inline SVG: drawn without pyplot, text left as text, ink in the page's own colour."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from histoquant.report.run import records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Okabe & Ito without yellow and black, which vanish on white or dark paper. Shape and place say the same.
+GROUP_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GROUP_SHAPES = ("o", "s", "^", "D", "v", "P")
+GROUP_LINES = ("-", "--", "-.", ":")
+
+INK = "#010203"
+"""Stands for the text colour of the page, which is dark or light as the reader likes; no data has this colour."""
+GRID = "#8a8f98"
+
+MAX_NAME = 30
+WIDTH_IN = 9.6
+LABELS_IN = 2.35
+ROW_IN = 0.29
+
+_SVG = "{http://www.w3.org/2000/svg}"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+
+
+def dots_chart(
+    animals: pd.DataFrame, groups: pd.DataFrame, endpoints: Mapping[str, str], *, chart_id: str, label: str
+) -> str:
+    """Draw every animal as a dot, and each group's mean with one SD to either side.
+
+    Parameters
+    ----------
+    animals, groups : DataFrame
+        Rows of one marker, as `tables.ANIMALS` and `tables.GROUPS` list them.
+    endpoints : column -> label
+        One panel each, side by side.
+    chart_id : str
+        Unique in the page; letters, digits and hyphens. A dot's id is ``<chart_id>-animal-<panel>-<number>``.
+    label : str
+        What the chart shows, for those who do not see it.
+    """
+    regions, names = (list(dict.fromkeys([*groups[key], *animals[key]])) for key in ("region", "group"))
+    place = {
+        (region, group): index * (len(names) + 1) + 1 + number
+        for index, region in enumerate(regions)
+        for number, group in enumerate(names)
+    }
+    n_rows = len(regions) * (len(names) + 1)
+    titles: dict[str, str] = {}
+    with _drawing(chart_id):
+        height = n_rows * ROW_IN + 0.85
+        figure = _figure(height)
+        width = (WIDTH_IN - LABELS_IN - 0.15) / len(endpoints)
+        for panel, (column, name) in enumerate(endpoints.items()):
+            left = (LABELS_IN + panel * width) / WIDTH_IN
+            axes = figure.add_axes((left, 0.5 / height, (width - 0.25) / WIDTH_IN, n_rows * ROW_IN / height))
+            _bare(axes, "x")
+            axes.set_ylim(n_rows - 0.5, -0.5)
+            axes.set_yticks([])
+            axes.set_xlabel(name, color=INK, fontsize=9)
+            axes.set_title(
+                ("ab"[panel] if len(endpoints) > 1 else ""), loc="left", color=INK, fontsize=9, weight="bold"
+            )
+            top = _top([*animals[column], *(groups[column] + groups[f"{column}_sd"].fillna(0))])
+            axes.set_xlim(-0.03 * top, 1.06 * top)
+            _draw_groups(axes, groups, column, place)
+            drawn: Counter[tuple[str, str]] = Counter()
+            for index, row in enumerate(records(animals)):
+                value, key = float(getattr(row, column)), (row.region, row.group)
+                if math.isnan(value):
+                    continue
+                gid = f"animal-{panel}-{index}"
+                titles[gid] = f"{row.animal} ({row.group}), {row.region}: {value:.3g}"
+                _dot(axes, value, place[key] + _jitter(drawn[key]), names.index(row.group), gid)
+                drawn[key] += 1
+            if panel == 0:
+                _label_rows(axes, animals, place, regions)
+        return _inline(figure, chart_id, label, titles)
+
+
+def _jitter(nth: int) -> float:
+    """Return how far the nth dot of a row is moved aside: within +-0.26 rows, neighbours far apart (golden ratio)."""
+    return 0.52 * ((0.5 + nth * 0.618034) % 1 - 0.5)
+
+
+def _dot(axes: Any, x: float, y: float, group: int, gid: str) -> None:
+    colour, shape = GROUP_COLOURS[group % len(GROUP_COLOURS)], GROUP_SHAPES[group % len(GROUP_SHAPES)]
+    axes.plot(
+        [x],
+        [y],
+        marker=shape,
+        markersize=5,
+        color=colour,
+        markeredgecolor=INK,
+        markeredgewidth=0.5,
+        clip_on=False,
+        gid=gid,
+    )
+
+
+def _draw_groups(axes: Any, groups: pd.DataFrame, column: str, place: Mapping[tuple[str, str], int]) -> None:
+    for row in records(groups):
+        mean, sd, y = float(getattr(row, column)), float(getattr(row, f"{column}_sd")), place[row.region, row.group]
+        if math.isnan(mean):
+            axes.text(0, y, "not defined", color=INK, fontsize=7.5, va="center", style="italic")
+            continue
+        if not math.isnan(sd):
+            axes.plot([mean - sd, mean + sd], [y, y], color=INK, linewidth=1.1)
+        axes.plot([mean, mean], [y - 0.38, y + 0.38], color=INK, linewidth=1.8)
+
+
+def _label_rows(axes: Any, animals: pd.DataFrame, place: Mapping[tuple[str, str], int], regions: Sequence[str]) -> None:
+    per_region = len(place) // len(regions) + 1
+    beside = axes.get_yaxis_transform()
+    for index, region in enumerate(regions):
+        far = -(LABELS_IN - 0.05) / (axes.get_position().width * WIDTH_IN)
+        axes.text(
+            far, index * per_region, shown(region), transform=beside, color=INK, fontsize=9, va="center", weight="bold"
+        )
+    for row in records(groups):
+        text = f"{shown(row.group)}, n = {row.n_animals}"
+        axes.text(
+            -0.03,
+            place[row.region, row.group],
+            text,
+            transform=beside,
+            color=INK,
+            fontsize=8.5,
+            va="center",
+            ha="right",
+        )
+
+
+def curve_chart(curve: pd.DataFrame, column: str, name: str, *, chart_id: str, label: str) -> str:
+    """Draw each group's mean against the multiple of the threshold, one panel per region.
+
+    Parameters
+    ----------
+    curve : DataFrame
+        Rows of one marker with ``factor``, ``region``, ``group`` and the column to draw.
+    column, name : str
+        What is drawn, and how the axis calls it.
+    """
+    regions, names = list(dict.fromkeys(curve["region"])), list(dict.fromkeys(curve["group"]))
+    n_rows = -(-len(regions) // 3)
+    n_legend = -(-len(names) // 3)
+    height = 2.3 * n_rows + 0.22 * n_legend
+    with _drawing(chart_id):
+        figure = _figure(height)
+        handles: dict[str, Any] = {}
+        for index, region in enumerate(regions):
+            left = 0.65 + (index % 3) * (WIDTH_IN - 0.2) / 3
+            bottom = height - 0.22 * n_legend - 2.3 * (index // 3 + 1) + 0.45
+            axes = figure.add_axes((left / WIDTH_IN, bottom / height, 2.4 / WIDTH_IN, 1.6 / height))
+            _bare(axes, "y")
+            mine = curve[curve["region"] == region]
+            axes.set_ylim(0, 1.08 * _top(mine[column]))
+            axes.set_xticks(sorted(set(curve["factor"])))
+            axes.set_title(shown(region), loc="left", color=INK, fontsize=9, weight="bold")
+            if index + 3 >= len(regions):
+                axes.set_xlabel("multiple of the threshold", color=INK, fontsize=8.5)
+            if index % 3 == 0:
+                axes.set_ylabel(name, color=INK, fontsize=8.5)
+            axes.axvline(1, color=GRID, linewidth=0.8, linestyle=":")
+            for number, group in enumerate(names):
+                points = mine[mine["group"] == group].sort_values("factor")
+                (handles[group],) = axes.plot(
+                    points["factor"],
+                    points[column],
+                    color=GROUP_COLOURS[number % len(GROUP_COLOURS)],
+                    marker=GROUP_SHAPES[number % len(GROUP_SHAPES)],
+                    linestyle=GROUP_LINES[number % len(GROUP_LINES)],
+                    markersize=4,
+                )
+        figure.legend(
+            list(handles.values()),
+            [shown(group) for group in handles],
+            loc="upper left",
+            bbox_to_anchor=(0.05, 1.0),
+            ncols=3,
+            frameon=False,
+            labelcolor=INK,
+            fontsize=8.5,
+            borderaxespad=0,
+        )
+        return _inline(figure, chart_id, label, {})
+
+
+def shown(name: str) -> str:
+    """Return a name as charts show it: one line of printable characters, long ones cut short."""
+    clean = "".join(letter if letter.isprintable() else " " for letter in name)
+    return clean if len(clean) <= MAX_NAME else clean[: MAX_NAME - 1] + "…"
+
+
+def _top(values: Sequence[float] | pd.Series) -> float:
+    """Return the largest defined value, 1 when there is none above 0."""
+    return max((float(value) for value in values if value > 0), default=1.0)
+
+
+@contextlib.contextmanager
+def _drawing(chart_id: str) -> Iterator[None]:
+    """Draw with our own settings whatever the user's are, so that the same folder gives the same page."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(), warnings.catch_warnings():
+        # Names in any script are drawn by the browser with its fonts; which of them matplotlib's has is no matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        mpl.rcdefaults()
+        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": chart_id, "text.parse_math": False})
+        yield
+
+
+def _figure(height_in: float) -> Any:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_IN, height_in))
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def _bare(axes: Any, grid: str) -> None:
+    """Leave only what helps to read a value."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+        spine.set_linewidth(0.7)
+    axes.tick_params(colors=INK, labelsize=8, width=0.7, length=3)
+    axes.ticklabel_format(style="plain", useOffset=False)
+    axes.locator_params(axis=grid, nbins=5)
+    axes.grid(axis=grid, color=GRID, linewidth=0.5, alpha=0.4)
+    axes.set_axisbelow(True)
+
+
+def _inline(figure: Any, chart_id: str, label: str, titles: Mapping[str, str]) -> str:
+    """Return a figure as an ``svg`` element for a page: ids of its own, no outside names, a tip on every dot."""
+    import xml.etree.ElementTree as ET
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    root = ET.fromstring(buffer.getvalue())  # noqa: S314 - it reads what matplotlib has just written, nothing else
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # matplotlib's style element would reach the whole page.
+            if child.tag.removeprefix(_SVG) in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(_SVG)
+        gid = element.attrib.get("id", "")
+        if gid in titles:
+            tip = ET.Element("title")
+            tip.text = "".join(letter for letter in titles[gid] if letter.isprintable())
+            element.insert(0, tip)
+        if gid:
+            element.set("id", f"{chart_id}-{gid}")
+        if _HREF in element.attrib:
+            element.set("href", element.attrib.pop(_HREF).replace("#", f"#{chart_id}-"))
+        if "clip-path" in element.attrib:
+            element.set("clip-path", element.attrib["clip-path"].replace("#", f"#{chart_id}-"))
+        if "style" in element.attrib:
+            element.set("style", element.attrib["style"].replace(INK, "currentColor"))
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.attrib |= {"class": "chart", "role": "img", "aria-label": label}
+    return ET.tostring(root, encoding="unicode")

@@ -1,0 +1,149 @@
+"""A finished run folder as values: what `run.json`, the tables and the slides' provenance say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histoquant.analysis.counting import count_animals, count_groups
+from histoquant.errors import InputError
+from histoquant.model.recipe import Recipe, build_recipe
+from histoquant.model.region_set import MASKED, OUTSIDE
+from histoquant.model.tables import ANIMALS, FAILURES, GROUPS, REGIONS, SENSITIVITY, Schema, shaped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FINISHED = ("done", "failed")
+"""States of `run.json` in which the tables belong to the run it describes; ``failed`` means that some slides did."""
+
+REST = (OUTSIDE, MASKED)
+"""Rows of the tables that are no counted region."""
+
+RERUN = "Run the same command again; it goes on where it stopped."
+
+_STATE_KEYS = ("state", "recipe", "slides")
+_PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "segmenter", "thresholds", "notes", "warnings")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run.
+
+    Attributes
+    ----------
+    state : dict
+        The content of ``run.json``.
+    failures, regions, animals, groups, sensitivity : DataFrame
+        As `histoquant.model.tables` lists them.
+    provenance : slide_id -> dict
+        Of the slides that were analysed, in the order of the sample sheet.
+    """
+
+    root: Path
+    state: dict[str, Any]
+    recipe: Recipe
+    failures: pd.DataFrame
+    regions: pd.DataFrame
+    animals: pd.DataFrame
+    groups: pd.DataFrame
+    sensitivity: pd.DataFrame
+    provenance: dict[str, dict[str, Any]]
+
+    @property
+    def counted(self) -> pd.DataFrame:
+        """Rows of the regions table that enter the animals: those of slides that are no control."""
+        return self.regions[self.regions["control"] == ""]
+
+    @property
+    def markers(self) -> list[str]:
+        """Counted markers and double labels, in the order of the tables."""
+        return list(dict.fromkeys(self.regions["marker"]))
+
+    @property
+    def reference_group(self) -> str:
+        """The group that the others are compared with; empty when nothing was counted."""
+        return "" if self.groups.empty else str(self.groups["reference_group"].iloc[0])
+
+
+def read_run(root: Path) -> Run:
+    """Read a run folder.
+
+    Raises
+    ------
+    InputError
+        If it holds no finished run, or a file of it is missing or damaged.
+    """
+    if not (root / "run.json").is_file():
+        raise InputError(f"'{root}' holds no run: there is no run.json.", "Name the folder given to run as --out.")
+    state = _json(root / "run.json", _STATE_KEYS)
+    if state["state"] not in FINISHED:
+        raise InputError(f"The run in '{root}' is not finished (state '{state['state']}').", RERUN)
+    slides = [slide for slide, how in state["slides"].items() if how == "done"]
+    held = {folder.name: folder for folder in (root / "slides").iterdir()} if (root / "slides").is_dir() else {}
+    missing = [slide for slide in slides if slide not in held]
+    if missing:
+        raise InputError(f"The run in '{root}' lacks the folder of slide {', '.join(missing)}.", RERUN)
+    return Run(
+        root,
+        state,
+        build_recipe(state["recipe"], source="run.json"),
+        _table(root / "failures.csv", FAILURES),
+        _table(root / "tables" / "regions.csv", REGIONS),
+        _table(root / "tables" / "animals.csv", ANIMALS),
+        _table(root / "tables" / "groups.csv", GROUPS),
+        _table(root / "tables" / "sensitivity.csv", SENSITIVITY),
+        {slide: _json(held[slide] / "provenance.json", _PROVENANCE_KEYS) for slide in slides},
+    )
+
+
+def threshold_curve(run: Run) -> pd.DataFrame:
+    """Return the groups table at every multiple of the thresholds, by the counting rule of the run itself.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `tables.GROUPS` and ``factor``; at factor 1 the rows of the groups table.
+    """
+    import pandas as pd
+
+    keys = ["slide_id", "region", "marker"]
+    ground = run.counted[[*keys, "area_mm2", "area_positive_mm2", "flags"]]
+    sections = run.sensitivity.merge(ground, on=keys)
+    parts = [
+        count_groups(count_animals(part), reference_group=run.reference_group).assign(factor=factor)
+        for factor, part in sections.groupby("factor")
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else run.groups.iloc[:0].assign(factor=1.0)
+
+
+def records(frame: pd.DataFrame) -> Iterator[Any]:
+    """Yield the rows of a table, each with its columns as attributes."""
+    return frame.itertuples(index=False)
+
+
+def _json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read '{path}': {error}.", RERUN) from error
+    missing = [key for key in keys if key not in content] if isinstance(content, dict) else keys
+    if missing:
+        raise InputError(f"'{path}' lacks {', '.join(missing)}.", RERUN)
+    return dict(content)
+
+
+def _table(path: Path, schema: Schema) -> pd.DataFrame:
+    """Read a table as text first, so that an animal called NA or 007 keeps its name."""
+    import pandas as pd
+
+    try:
+        text = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
+        for name in text.columns.intersection([name for name, kind in schema.items() if kind != "str"]):
+            text[name] = pd.to_numeric(text[name].where(text[name] != ""))
+        return shaped(text, schema)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot use '{path}': {error}", RERUN) from error
