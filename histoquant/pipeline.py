@@ -112,6 +112,36 @@ class Work:
         return stated or (2.5 * diameter if diameter else DEFAULT_OBJECT_UM)
 
     @cached_property
+    def unstained(self) -> tuple[str, ...]:
+        """Names of the channels that show autofluorescence only."""
+        return tuple(name for name, marker in self.panel.items() if marker.role == "autofluorescence")
+
+    @cached_property
+    def order_statistics(self) -> dict[str, tuple[int, str, float]]:
+        """What the rules need to know of the pixels, for `measure.measure_nuclei`."""
+        wanted = {f"{n}_quantile": (self.channel(n), "nuclear", 0.5) for n in self.unstained}
+        for name in called_markers(self.panel):
+            wanted[f"{name}_quantile"] = (self.channel(name), self.panel[name].role, self.panel[name].fraction)
+        return wanted
+
+    @cached_property
+    def correlations(self) -> dict[str, tuple[int, int]]:
+        """Which channels are correlated over each cell, for `measure.measure_nuclei`."""
+        return {
+            positivity.correlation_column(name, other): (self.channel(name), self.channel(other))
+            for name in called_markers(self.panel)
+            for other in self.unstained
+        }
+
+    def channel(self, marker: str) -> int:
+        """Return where a marker's channel stands among the surveyed ones."""
+        return self.survey.channels.index(str(self.panel[marker].channel))
+
+    def noise(self, marker: str) -> float:
+        """Return the standard deviation of background pixels in a marker's channel."""
+        return float(self.survey.noise[self.channel(marker)])
+
+    @cached_property
     def rules(self) -> dict[str, positivity.Rule]:
         """The positivity rule of each called marker."""
         return rules_of(self.panel)
@@ -178,74 +208,101 @@ def plan_slide(work: Work, *, offset_px: tuple[int, int] = (0, 0)) -> list[Tile]
 
 def analyse_tile(work: Work, tile: Tile) -> TileResult:
     """Read a tile, segment it, and measure the objects it owns."""
-    import pandas as pd
-
     told, panel, settings = work.survey, work.panel, work.recipe.measure
     raw = flat_pixels(work.slide, tile.box, told.indices, work.recipe.segment)
     segmented = segmented_channels(work.recipe, panel, told.channels)
     image = normalised(raw, tile.box, told.background, segmented)
-    labels = segmenter_of(work.recipe, told)(image[None, None], work.slide.pixel_size_um)[0]
-    owned = tiles.own(labels, tile, work.slide.shape)
-
+    labels = tiles.canonical(segmenter_of(work.recipe, told)(image[None, None], work.slide.pixel_size_um)[0])
     planes = np.stack([told.background.at(tile.box, c) for c in range(len(told.channels))])
     pixels = measure.Pixels(raw, told.channels, planes, tile.box, work.slide.pixel_size_um)
-    unstained = {n: told.channels.index(str(m.channel)) for n, m in panel.items() if m.role == "autofluorescence"}
-    called = {n: told.channels.index(str(panel[n].channel)) for n in called_markers(panel)}
+
+    found = [_objects(pixels, labels, name, tile, work) for name in called_markers(panel) if panel[name].orphans]
+    with_pieces, pieces = _with_pieces(labels, found, work)
+    owned = tiles.own(with_pieces, tile, work.slide.shape)
+    renamed = np.zeros(int(with_pieces.max(initial=0)) + 1, dtype=np.uint32)
+    renamed[with_pieces] = owned.labels
     cells = measure.measure_nuclei(
         pixels,
         owned.labels,
         owned.mine,
         settings=settings,
-        order_statistics={f"{n}_quantile": (c, panel[n].role, panel[n].fraction) for n, c in called.items()},
-        correlations={
-            positivity.correlation_column(n, other): (c, u) for n, c in called.items() for other, u in unstained.items()
-        },
+        order_statistics=work.order_statistics,
+        correlations=work.correlations,
     )
-    found = []
-    for name, channel in called.items():
-        if panel[name].orphans:
-            objects = measure.marker_objects(
-                pixels,
-                owned.labels,
-                channel=channel,
-                unstained=tuple(unstained.values()),
-                floor=OBJECT_FLOOR_K * float(told.noise[channel]),
-                settings=settings,
-            )
-            found.append(_kept_objects(objects, name, tile, owned.mine, work))
+    cells["piece"] = np.isin(cells["label"], renamed[pieces])
     mine = np.concatenate([[False], owned.mine])
     return TileResult(
         tile.box,
         np.where(mine[owned.labels], owned.labels, 0).astype(np.uint32),
         cells,
-        pd.concat(found, ignore_index=True) if found else pd.DataFrame(),
+        _own_objects([table for table, _ in found], renamed, mine, tile.core),
         int((owned.mine & owned.cut).sum()),
     )
 
 
-def _kept_objects(objects: pd.DataFrame, marker: str, tile: Tile, mine: NDArray[np.bool_], work: Work) -> pd.DataFrame:
+def _objects(
+    pixels: measure.Pixels, labels: NDArray[np.uint32], marker: str, tile: Tile, work: Work
+) -> tuple[pd.DataFrame, NDArray[np.uint32]]:
+    """Return the objects of a marker off nuclei that are seen whole, and their label image."""
+    channel = work.channel(marker)
+    glowing = [work.channel(name) for name in work.unstained]
+    table, image = measure.marker_objects(
+        pixels,
+        labels,
+        channel=channel,
+        counterstain=work.channel(counterstain_of(work.panel)),
+        unstained=glowing,
+        floor=OBJECT_FLOOR_K * work.noise(marker),
+        settings=work.recipe.measure,
+    )
+    noise = max((work.noise(name) for name in work.unstained), default=0.0)
+    glow = table["unstained_value"] > AUTOFLUORESCENCE_K * noise
+    glow &= table["correlation"] > AUTOFLUORESCENCE_CORRELATION
+    table = table.assign(autofluorescent=glow, marker=marker, number=np.arange(1, len(table) + 1))
+    if tile.box != Box(0, work.slide.shape[0], 0, work.slide.shape[1]):
+        table = table[~table["cut"]]
+    return table, image
+
+
+def _with_pieces(
+    labels: NDArray[np.uint32], found: Sequence[tuple[pd.DataFrame, NDArray[np.uint32]]], work: Work
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Add objects of death markers that hold DNA to the nuclei: a nucleus that fell apart is still a nucleus.
+
+    Returns
+    -------
+    The labels with the pieces added, and the numbers of the pieces. Tables in ``found`` get a column ``own_label``.
+    """
+    together, added = labels.copy(), [np.empty(0, dtype=np.uint32)]
+    floor = OBJECT_FLOOR_K * work.noise(counterstain_of(work.panel))
+    for table, image in found:
+        holds_dna = (table["dna_value"] > floor) & (table["attached_label"] == 0) & ~table["autofluorescent"]
+        holds_dna &= table["marker"].map(lambda name: work.panel[name].death_classes).astype(bool)
+        numbers = table["number"].to_numpy()[holds_dna]
+        names = np.zeros(int(image.max(initial=0)) + 1, dtype=np.uint32)
+        names[numbers] = together.max(initial=0) + np.arange(1, len(numbers) + 1, dtype=np.uint32)
+        together = np.where(together > 0, together, names[image])
+        table["own_label"] = names[table["number"]]
+        added.append(names[numbers])
+    return together, np.concatenate(added)
+
+
+def _own_objects(
+    tables: Sequence[pd.DataFrame], renamed: NDArray[np.uint32], mine: NDArray[np.bool_], core: Box
+) -> pd.DataFrame:
     """Return the marker objects a tile owns: those attached to its nuclei, and free ones centred in its core."""
-    told, core = work.survey, tile.core
-    attached = objects["attached_label"].to_numpy()
-    y, x = objects["y_px"], objects["x_px"]
+    import pandas as pd
+
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
+    attached = renamed[table["attached_label"]]
+    y, x = table["y_px"], table["x_px"]
     # Centres of pixels are at halves, cores at whole numbers, exactly as for the centroids of nuclei.
     inside = (y >= core.y0 + 0.5) & (y < core.y1 + 0.5) & (x >= core.x0 + 0.5) & (x < core.x1 + 0.5)
-    own = np.where(attached > 0, np.concatenate([[False], mine])[attached], inside)
-    whole = _touches_nothing(objects, tile, work.slide.shape)
-    kept = objects[own & whole].copy()
-    unstained = [str(m.channel) for m in work.panel.values() if m.role == "autofluorescence"]
-    noise = max((float(told.noise[told.channels.index(channel)]) for channel in unstained), default=0.0)
-    glow = kept["unstained_value"] > AUTOFLUORESCENCE_K * noise
-    kept["autofluorescent"] = glow & (kept["correlation"] > AUTOFLUORESCENCE_CORRELATION)
-    kept.insert(0, "marker", marker)
-    return kept.drop(columns=["cut", "correlation", "unstained_value"])
-
-
-def _touches_nothing(objects: pd.DataFrame, tile: Tile, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return which marker objects are seen whole; on a slide of one tile all are."""
-    if tile.box == Box(0, shape[0], 0, shape[1]):
-        return np.ones(len(objects), dtype=bool)
-    return ~objects["cut"].to_numpy()
+    table = table.assign(attached_label=attached, own_label=renamed[table["own_label"]])
+    columns = ["marker", "y_px", "x_px", "area_px", "value", "autofluorescent", "attached_label", "own_label"]
+    return table.loc[np.where(attached > 0, mine[attached], inside), columns]
 
 
 def join(parts: Iterable[TileResult], work: Work) -> Measured:
@@ -267,50 +324,55 @@ def number(cells: pd.DataFrame, objects: pd.DataFrame, n_cut: int, work: Work) -
     """Join fragments, number the cells, and point marker objects at the cells they belong to."""
     import pandas as pd
 
+    px = work.slide.pixel_size_um
     cells = cells.sort_values(["y_px", "x_px", "area_px"], kind="stable", ignore_index=True)
-    dying = [n for n in called_markers(work.panel) if work.panel[n].death_classes]
+    numbers = cells[["tile", "label"]]
+    dying = [name for name in called_markers(work.panel) if work.panel[name].death_classes]
     order = np.arange(len(cells))
     if dying:
-        link_px = FRAGMENT_LINK_UM / work.slide.pixel_size_um
-        order = fragments.group(cells, _shining_pieces(cells, dying, work), link_px=link_px)
-    numbers = cells[["tile", "label"]].assign(cell_id=(order + 1).astype(np.uint32))
-    cells = cells.drop(columns=["tile", "label"])
+        small = (cells["area_px"] * px**2 < FRAGMENT_AREA_UM2).to_numpy()
+        order = fragments.group(
+            cells,
+            small & (_shining(cells, dying, work) | cells["piece"].to_numpy()),
+            alone=small & cells["piece"].to_numpy(),
+            link_px=FRAGMENT_LINK_UM / px,
+        )
+    numbers = numbers.assign(cell_id=(order + 1).astype(np.uint32))
+    cells = cells.drop(columns=["tile", "label", "piece"])
     if dying:
         cells = fragments.merge(cells, order)
     cells.insert(0, "cell_id", np.arange(1, len(cells) + 1, dtype=np.uint32))
 
     if len(objects):
-        objects = objects.merge(
-            numbers.rename(columns={"label": "attached_label", "cell_id": "attached_to"}),
-            on=["tile", "attached_label"],
-            how="left",
-        )
-        objects["attached_to"] = objects["attached_to"].fillna(0).astype(np.uint32)
-        objects = objects.drop(columns=["tile", "attached_label"])
+        for label, column in (("attached_label", "attached_to"), ("own_label", "is_cell")):
+            names = numbers.rename(columns={"label": label, "cell_id": column})
+            objects = objects.merge(names, on=["tile", label], how="left")
+            objects[column] = objects[column].fillna(0).astype(np.uint32)
+        objects = objects[objects["is_cell"] == 0]
+        objects = objects.drop(columns=["tile", "attached_label", "own_label", "is_cell"])
         objects = objects.sort_values(["marker", "y_px", "x_px"], kind="stable", ignore_index=True)
     else:
-        names = ["marker", "y_px", "x_px", "area_px", "value", "attached_to", "autofluorescent"]
-        objects = pd.DataFrame({name: pd.Series(dtype=MARKER_OBJECTS.get(name, "float64")) for name in names})
+        columns = ["marker", "y_px", "x_px", "area_px", "value", "attached_to", "autofluorescent"]
+        objects = pd.DataFrame({name: pd.Series(dtype=MARKER_OBJECTS.get(name, "float64")) for name in columns})
     for name in called_markers(work.panel):
         if work.panel[name].orphans:
             held = objects[(objects["marker"] == name) & (objects["attached_to"] > 0) & ~objects["autofluorescent"]]
             strongest = held.groupby("attached_to")["value"].max()
             cells[f"{name}_attached"] = cells["cell_id"].map(strongest).astype(float)
-    px = work.slide.pixel_size_um
     return Measured(_in_um(cells, px), _in_um(objects, px), numbers, n_cut)
 
 
-def _shining_pieces(cells: pd.DataFrame, markers: Sequence[str], work: Work) -> NDArray[np.bool_]:
-    """Return which cells are small and stand out in a death marker.
+def _shining(cells: pd.DataFrame, markers: Sequence[str], work: Work) -> NDArray[np.bool_]:
+    """Return which cells stand out in a death marker.
 
     That must not depend on the threshold, or raising it could raise a count; the noise of the channel decides.
     """
     shining = np.zeros(len(cells), dtype=bool)
     for name in markers:
-        channel = str(work.panel[name].channel)
-        noise = work.survey.noise[work.survey.channels.index(channel)]
-        shining |= (cells[f"mean_{channel}"] - cells[f"background_{channel}"]).to_numpy() > OBJECT_FLOOR_K * noise
-    return shining & (cells["area_px"].to_numpy() * work.slide.pixel_size_um**2 < FRAGMENT_AREA_UM2)
+        channel = work.panel[name].channel
+        above = (cells[f"mean_{channel}"] - cells[f"background_{channel}"]).to_numpy()
+        shining |= above > OBJECT_FLOOR_K * work.noise(name)
+    return shining
 
 
 def finish(
@@ -409,7 +471,7 @@ def positive_areas(work: Work, regions: RegionSet, thresholds: Mapping[str, Thre
 
 def counterstain_snr(cells: pd.DataFrame, work: Work) -> float:
     """Return the median over nuclei of counterstain above background, in SDs of background pixels; NaN without any."""
-    channel = str(work.panel[counterstain_of(work.panel)].channel)
-    noise = float(work.survey.noise[work.survey.channels.index(channel)])
+    channel = work.panel[counterstain_of(work.panel)].channel
+    noise = work.noise(counterstain_of(work.panel))
     signal = (cells[f"mean_{channel}"] - cells[f"background_{channel}"]).median()
     return float(signal / noise) if noise > 0 else float("inf")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from histoquant.phantom import SAMPLE_PLAN, make_phantom
 
+
 def sample_study(made: Path, tell: Callable[[str], None]) -> Path:
     """Return the sample sheet of the sample study.
 

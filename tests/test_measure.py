@@ -2,8 +2,16 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from histoquant.analysis.measure import Pixels, local_background, marker_objects, measure_nuclei, ring_labels
+from histoquant.analysis.measure import (
+    CORRELATION_SIGMA_UM,
+    Pixels,
+    local_background,
+    marker_objects,
+    measure_nuclei,
+    ring_labels,
+)
 from histoquant.model.recipe import Measure
 from histoquant.model.slide import Box
 
@@ -130,7 +138,9 @@ def test_correlation_by_numpy():
     labels = np.zeros((12, 12), dtype=np.uint32)
     labels[2:9, 3:10] = 1
     found = measured(pixels_of(raw), labels, correlations={"r": (0, 1)})["r"].iloc[0]
-    assert found == pytest.approx(np.corrcoef(raw[0][labels == 1], raw[1][labels == 1])[0, 1])
+    cell = np.maximum(labels, ring_labels(labels, SETTINGS.ring_um)) == 1
+    smooth = [ndimage.gaussian_filter(plane.astype(float), CORRELATION_SIGMA_UM, truncate=3.0) for plane in raw]
+    assert found == pytest.approx(np.corrcoef(smooth[0][cell], smooth[1][cell])[0, 1])
 
 
 def test_an_image_without_objects_has_a_table_without_rows():
@@ -147,13 +157,21 @@ def test_an_image_without_objects_has_a_table_without_rows():
 def test_marker_objects_are_attached_within_2_um_and_left_alone_beyond():
     labels = np.zeros((60, 60), dtype=np.uint32)
     labels[10:20, 10:20] = 1
-    raw = np.zeros((2, 60, 60), dtype=np.uint16)
+    raw = np.zeros((3, 60, 60), dtype=np.uint16)
+    raw[2, 12:15, 21:24] = 50  # with DNA
     raw[0, 12:15, 21:24] = 100  # 2 px from the nucleus
     raw[0, 40:43, 40:44] = 80  # far from any
     raw[1, 40:43, 40:44] = 60  # and it shines in the unstained channel too
     raw[0, 50, 50] = 200  # a speck
     raw[0, 13:17, 13:17] = 90  # on the nucleus
-    found = marker_objects(pixels_of(raw), labels, channel=0, unstained=(1,), floor=20.0, settings=SETTINGS)
+    found, image = marker_objects(
+        pixels_of(raw), labels, channel=0, counterstain=2, unstained=(1,), floor=20.0, settings=SETTINGS
+    )
+    assert (image[12:15, 21:24] == 1).all()
+    assert (image[40:43, 40:44] == 2).all()
+    assert np.count_nonzero(image) == 21
+    assert found["dna_value"].tolist() == [50, 0]
+    assert found["correlation"].iloc[1] == pytest.approx(1.0)
     assert found["attached_label"].tolist() == [1, 0]
     assert found["value"].tolist() == [100, 80]
     assert found["area_px"].tolist() == [9, 12]

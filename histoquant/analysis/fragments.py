@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def group(cells: pd.DataFrame, pieces: NDArray[np.bool_], *, link_px: float) -> NDArray[np.intp]:
+def group(
+    cells: pd.DataFrame, pieces: NDArray[np.bool_], *, alone: NDArray[np.bool_], link_px: float
+) -> NDArray[np.intp]:
     """Return for each row the number of the cell it belongs to, counted from 0 in the order of first rows.
 
     Parameters
@@ -20,6 +22,8 @@ def group(cells: pd.DataFrame, pieces: NDArray[np.bool_], *, link_px: float) -> 
         With ``y_px``, ``x_px``.
     pieces : (n,) bool
         Rows that may be pieces; all others are cells of their own.
+    alone : (n,) bool
+        Pieces that are no cell unless others belong to them; their number is -1.
     link_px : float
         Pieces whose centroids are nearer than this belong together.
     """
@@ -37,7 +41,11 @@ def group(cells: pd.DataFrame, pieces: NDArray[np.bool_], *, link_px: float) -> 
         earliest = np.full(n, len(cells))
         np.minimum.at(earliest, member, rows)
         first[rows] = earliest[member]
-    return np.unique(first, return_inverse=True)[1]
+    members = np.bincount(first, minlength=len(cells))
+    real = ~(alone & (members[first] == 1))
+    order = np.full(len(cells), -1)
+    order[real] = np.unique(first[real], return_inverse=True)[1]
+    return order
 
 
 def merge(cells: pd.DataFrame, order: NDArray[np.intp]) -> pd.DataFrame:
@@ -48,10 +56,11 @@ def merge(cells: pd.DataFrame, order: NDArray[np.intp]) -> pd.DataFrame:
     Parameters
     ----------
     order : (n,) int
-        As `group` returns it.
+        As `group` returns it; rows of number -1 are left out.
     """
     import pandas as pd
 
+    cells, order = cells[order >= 0], order[order >= 0]
     n_pieces = np.bincount(order, minlength=0)
     alone = n_pieces[order] == 1
     parts = [cells[alone].assign(order=order[alone], n_pieces=1)]

@@ -58,23 +58,26 @@ def dots_chart(
     n_rows = len(regions) * (len(names) + 1)
     titles: dict[str, str] = {}
     with _drawing(chart_id):
-        height = n_rows * ROW_IN + 0.85
+        tall = n_rows > 15  # the scale stands above as well
+        height = n_rows * ROW_IN + (0.8 if tall else 0.6)
         figure = _figure(height)
         width = (WIDTH_IN - LABELS_IN - 0.15) / len(endpoints)
         for panel, (column, name) in enumerate(endpoints.items()):
             left = (LABELS_IN + panel * width) / WIDTH_IN
-            axes = figure.add_axes((left, 0.5 / height, (width - 0.25) / WIDTH_IN, n_rows * ROW_IN / height))
+            axes = figure.add_axes((left, 0.28 / height, (width - 0.25) / WIDTH_IN, n_rows * ROW_IN / height))
             _bare(axes, "x")
             axes.set_ylim(n_rows - 0.5, -0.5)
             axes.set_yticks([])
-            axes.set_xlabel(name, color=INK, fontsize=9)
-            axes.set_title(
-                ("ab"[panel] if len(endpoints) > 1 else ""), loc="left", color=INK, fontsize=9, weight="bold"
-            )
+            letter = f"{'abc'[panel]}  " if len(endpoints) > 1 else ""
+            axes.set_title(letter + name, loc="left", color=INK, fontsize=9, pad=18 if tall else 6)
+            axes.tick_params(labeltop=tall)
             top = _top([*animals[column], *(groups[column] + groups[f"{column}_sd"].fillna(0))])
             axes.set_xlim(-0.03 * top, 1.06 * top)
             _draw_groups(axes, groups, column, place)
             drawn: Counter[tuple[str, str]] = Counter()
+            undefined = Counter((row.region, row.group) for row in records(animals[animals[column].isna()]))
+            for key, n in undefined.items():
+                axes.text(0, place[key] + 0.4, f"not defined in {n}", color=INK, fontsize=6.5, style="italic")
             for index, row in enumerate(records(animals)):
                 value, key = float(getattr(row, column)), (row.region, row.group)
                 if math.isnan(value):
@@ -112,7 +115,6 @@ def _draw_groups(axes: Any, groups: pd.DataFrame, column: str, place: Mapping[tu
     for row in records(groups):
         mean, sd, y = float(getattr(row, column)), float(getattr(row, f"{column}_sd")), place[row.region, row.group]
         if math.isnan(mean):
-            axes.text(0, y, "not defined", color=INK, fontsize=7.5, va="center", style="italic")
             continue
         if not math.isnan(sd):
             axes.plot([mean - sd, mean + sd], [y, y], color=INK, linewidth=1.1)
@@ -127,18 +129,10 @@ def _label_rows(axes: Any, animals: pd.DataFrame, place: Mapping[tuple[str, str]
         axes.text(
             far, index * per_region, shown(region), transform=beside, color=INK, fontsize=9, va="center", weight="bold"
         )
-    for row in records(groups):
-        text = f"{shown(row.group)}, n = {row.n_animals}"
-        axes.text(
-            -0.03,
-            place[row.region, row.group],
-            text,
-            transform=beside,
-            color=INK,
-            fontsize=8.5,
-            va="center",
-            ha="right",
-        )
+    look = {"transform": beside, "color": INK, "fontsize": 8.5, "va": "center", "ha": "right"}
+    for (region, group), row in place.items():
+        n = animals.loc[(animals["region"] == region) & (animals["group"] == group), "animal"].nunique()
+        axes.text(-0.03, row, f"{shown(group)}, n = {n}", **look)
 
 
 def curve_chart(curve: pd.DataFrame, column: str, name: str, *, chart_id: str, label: str) -> str:

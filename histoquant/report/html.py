@@ -252,11 +252,9 @@ def _segmenter(run: Run) -> str:
     for name in dict.fromkeys(name for one in told for name in one["used"]):
         values = [one["used"].get(name) for one in told]
         estimated = any(one["given"].get(name) is None for one in told) and any(v is not None for v in values)
-        used = _by_text(
-            {str(i): [f"{v:.4g}" if isinstance(v, float) else str(v)] for i, v in enumerate(values)}, alike=True
+        rows.append(
+            (name, span(values), "estimated, once per slide" if estimated else "recipe or the segmenter's default")
         )
-        shown = "" if all(v is None for v in values) else ", ".join(used)
-        rows.append((name, shown, "estimated, once per slide" if estimated else "recipe or the segmenter's default"))
     plugin = listed(list(dict.fromkeys(one.get("plugin", "") for one in told)))
     caption = f"Segmenter '{run.recipe.segment.segmenter}' ({plugin})"
     return table(caption, ["Parameter", "Used", "From"], rows) if rows else paragraph(f"{caption}: no parameters.")

@@ -63,7 +63,7 @@ SURVEYED = 16
 SURVEYED_PX = 512
 OCTAVES_PX = (4, 8, 16, 32, 64)
 NOISE_FACTOR = 8.0  # noise is correlated in real images, so that it is smoothed away less than white noise
-MAX_BRIGHTNESS = 4.0  # debris brighter than this counts as this
+MAX_BRIGHTNESS = 2.5  # debris brighter than this counts as this
 MAX_ROUNDS = 8
 
 
@@ -320,7 +320,7 @@ def _without_holes(mask: NDArray[np.bool_], extent: float) -> NDArray[np.bool_]:
 
 
 def _with_signal(planes: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """Return the middles of up to 16 windows, evenly from the half with more signal."""
+    """Return the middles of up to 16 windows, evenly from the half with more signal; glare is cut off."""
     planes = [plane for plane in planes if plane.size]
     if len(planes) > SURVEYED:
         signal = [float(np.clip(plane[::4, ::4], 0, 1).mean(dtype=np.float64)) for plane in planes]
@@ -341,7 +341,7 @@ def _threshold(planes: list[NDArray[np.float32]], diameter: float, noise: float)
     """Return half of Otsu's threshold of what stands above background, at least well above smoothed noise."""
     from skimage.filters import threshold_otsu
 
-    values = [np.clip(_gauss(plane, FINE_SIGMA * diameter), 0, MAX_BRIGHTNESS).ravel() for plane in planes]
+    values = [np.maximum(_gauss(plane, FINE_SIGMA * diameter), 0).ravel() for plane in planes]
     pooled = np.concatenate(values) if values else np.zeros(1)
     # White noise of a pixel, smoothed by a Gaussian of s pixels, has 1 / (2 sqrt(pi) s) of its deviation.
     smoothed = noise / max(1.0, 2 * math.sqrt(math.pi) * BROAD_SIGMA * diameter)
@@ -362,7 +362,7 @@ def _blob_diameter(planes: list[NDArray[np.float32]], noise: float) -> float | N
     for plane in planes:
         for octave in OCTAVES_PX:
             factor = max(1, octave // 8)
-            small = _shrunk(np.minimum(plane, MAX_BRIGHTNESS), factor)
+            small = _shrunk(plane, factor)
             if min(small.shape) < 8:
                 break
             scales = octave / factor * 2.0 ** (np.arange(-1, 4) / 3)
