@@ -233,7 +233,7 @@ def test_same_folder_same_text(tmp_path):
 
     root = write_run(tmp_path / "run", small_study())
     first = render_report(root)
-    with mpl.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": False}):
+    with mpl.rc_context({"font.size": 30, "svg.fonttype": "path", "lines.linewidth": 9}):
         assert render_report(root) == first  # a person's own matplotlib settings do not enter
     assert render_report(write_run(tmp_path / "again", small_study())) == first
 

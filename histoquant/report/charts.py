@@ -68,7 +68,7 @@ def dots_chart(
             _bare(axes, "x")
             axes.set_ylim(n_rows - 0.5, -0.5)
             axes.set_yticks([])
-            letter = f"{'abc'[panel]}  " if len(endpoints) > 1 else ""
+            letter = f"{'abc'[panel]})  " if len(endpoints) > 1 else ""
             axes.set_title(letter + name, loc="left", color=INK, fontsize=9, pad=18 if tall else 6)
             axes.tick_params(labeltop=tall)
             top = _top([*animals[column], *(groups[column] + groups[f"{column}_sd"].fillna(0))])

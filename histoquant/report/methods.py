@@ -65,7 +65,7 @@ def _segmentation(run: Run) -> str:
         f"Nuclei were segmented in {channels} with the segmenter '{recipe.segment.segmenter}'"
         + (f" ({'; '.join(stated)})" if stated else "")
         + (
-            f", where {listed(estimated)} {'was' if len(estimated) == 1 else 'were'} estimated once per slide"
+            f", where {' and '.join(estimated)} {'was' if len(estimated) == 1 else 'were'} estimated once per slide"
             if estimated
             else ""
         )
@@ -148,7 +148,9 @@ def _origin(run: Run, name: str, marker: Marker) -> list[str]:
 
 def _regions(run: Run) -> list[str]:
     derived = [
-        f"{name} ({rule.describe()})" for name, rule in run.recipe.regions.items() if rule.derivation is not None
+        f"{name} ({rule.describe().removeprefix('derived: ')})"
+        for name, rule in run.recipe.regions.items()
+        if rule.derivation is not None
     ]
     return [
         "A cell belongs to the innermost region that holds its centroid.",

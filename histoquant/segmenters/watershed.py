@@ -43,18 +43,11 @@ DISTANCE_SIGMA = 0.05
 JOIN_BRIGHTNESS = 0.95  # a summit joins a brighter one when the way there stays above this part of its height
 TRUNCATE = 3.0
 HAZE_TRUNCATE = 2.0
-# Exact reach of the filters above, largest first, then one basin for step 2 and two for step 4: whether a
-# summit joins another depends on the neighbour's summit, about half a diameter behind the common border.
-REACH = (
-    HAZE_WINDOW
-    + TRUNCATE * BROAD_SIGMA
-    + HAZE_TRUNCATE * HAZE_SIGMA
-    + DISTANCE_CAP
-    + HOLE
-    + 4 * BRUSH
-    + TRUNCATE * DISTANCE_SIGMA
-    + 3 * 0.5
-)
+# Exact reach of the filters, then one basin for step 2 and two for step 4: whether a summit joins another depends
+# on the neighbour's, half a diameter behind the common border. 288 crops of 48 real images differed from the whole
+# no farther than 3.6 diameters from the cut, extent of the object included.
+FILTER_REACH = HAZE_WINDOW + TRUNCATE * (BROAD_SIGMA + DISTANCE_SIGMA) + HAZE_TRUNCATE * HAZE_SIGMA
+REACH = FILTER_REACH + DISTANCE_CAP + HOLE + 4 * BRUSH + 3 * 0.5
 MIN_DIAMETER_PX = 3.0
 
 # Survey.
@@ -63,8 +56,7 @@ SURVEYED = 16
 SURVEYED_PX = 512
 OCTAVES_PX = (4, 8, 16, 32, 64)
 NOISE_FACTOR = 8.0  # noise is correlated in real images, so that it is smoothed away less than white noise
-MAX_BRIGHTNESS = 2.5  # debris brighter than this counts as this
-MAX_ROUNDS = 8
+GLARE, MAX_ROUNDS = 3.0, 8  # debris counts as this many typical nuclei at most
 
 
 class WatershedParams(BaseModel):
@@ -145,7 +137,7 @@ class Watershed:
     def halo_um(self) -> float:
         """How far from a crop's edge labels may differ from those of the whole slide, in um.
 
-        For objects of up to about one diameter beyond the reach of the filters; see ``REACH``.
+        An object reaches farther by its own extent, which is the caller's to add.
 
         Raises
         ------
@@ -173,14 +165,16 @@ class Watershed:
         WatershedParams without None; a slide without objects gets a diameter of 8 um.
         """
         params = self.params
-        if params.diameter_um is not None and params.threshold is not None:
+        if None not in (params.diameter_um, params.threshold):
             return params
         planes = _with_signal([_plane(sample) for sample in samples])
         noise = _pixel_noise(planes)
-        if params.diameter_um is None:
-            diameter = self._measured_diameter(planes, noise) or DEFAULT_DIAMETER_UM / pixel_size_um
-        else:
+        diameter, brightness = _typical_blob(planes, noise) or (DEFAULT_DIAMETER_UM / pixel_size_um, np.inf)
+        planes = [np.minimum(plane, np.float32(GLARE * brightness)) for plane in planes]
+        if params.diameter_um is not None:
             diameter = params.diameter_um / pixel_size_um
+        elif brightness < np.inf:
+            diameter = self._settled(diameter, planes, noise)
         return params.model_copy(
             update={
                 "diameter_um": params.diameter_um or min(diameter * pixel_size_um, 200.0),
@@ -188,11 +182,9 @@ class Watershed:
             }
         )
 
-    def _measured_diameter(self, planes: list[NDArray[np.float32]], noise: float) -> float | None:
-        """Return the diameter in pixels that the objects found with it have; None where nothing is found."""
-        diameter = _blob_diameter(planes, noise)
-        for _ in range(MAX_ROUNDS if diameter else 0):
-            assert diameter is not None
+    def _settled(self, diameter: float, planes: list[NDArray[np.float32]], noise: float) -> float:
+        """Return the diameter in pixels that the objects found with it have."""
+        for _ in range(MAX_ROUNDS):
             threshold = self.params.threshold or _threshold(planes, diameter, noise)
             found = _median_diameter([_labels(plane, diameter, threshold, self.params) for plane in planes])
             if found is None:
@@ -320,7 +312,7 @@ def _without_holes(mask: NDArray[np.bool_], extent: float) -> NDArray[np.bool_]:
 
 
 def _with_signal(planes: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """Return the middles of up to 16 windows, evenly from the half with more signal; glare is cut off."""
+    """Return the middles of up to 16 windows, evenly from the half with more signal."""
     planes = [plane for plane in planes if plane.size]
     if len(planes) > SURVEYED:
         signal = [float(np.clip(plane[::4, ::4], 0, 1).mean(dtype=np.float64)) for plane in planes]
@@ -331,10 +323,12 @@ def _with_signal(planes: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]
 
 
 def _pixel_noise(planes: list[NDArray[np.float32]]) -> float:
-    """Return the standard deviation of a pixel's noise from differences of neighbours; the median spares edges."""
-    differences = [np.abs(np.diff(plane, axis=1)).ravel() for plane in planes]
-    values = np.concatenate(differences) if differences else np.empty(0)
-    return float(np.median(values)) * 1.4826 / math.sqrt(2) if len(values) else 0.0
+    """Return the standard deviation of a pixel's noise, from second differences along rows, blind to slopes.
+
+    Their 80th percentile, for a camera whose offset was cut off leaves more than half of the pixels at 0.
+    """
+    bends = [np.abs(np.diff(plane, n=2, axis=1)).ravel() for plane in planes if plane.shape[1] > 2]
+    return float(np.percentile(np.concatenate(bends), 80)) / (1.2816 * math.sqrt(6)) if bends else 0.0
 
 
 def _threshold(planes: list[NDArray[np.float32]], diameter: float, noise: float) -> float:
@@ -348,17 +342,18 @@ def _threshold(planes: list[NDArray[np.float32]], diameter: float, noise: float)
     return max(0.5 * float(threshold_otsu(pooled, nbins=1024)), NOISE_FACTOR * smoothed, 1e-3)
 
 
-def _blob_diameter(planes: list[NDArray[np.float32]], noise: float) -> float | None:
-    """Return the diameter in pixels of typical blobs, or None when there are none.
+def _typical_blob(planes: list[NDArray[np.float32]], noise: float) -> tuple[float, float] | None:
+    """Return diameter in pixels and brightness of typical blobs, or None when there are none.
 
     A disc of diameter d answers strongest to a Laplacian of Gaussian of sigma d / sqrt(8), normalised by sigma^2
-    (Lindeberg 1998). Large scales are looked at in shrunken images. A blob counts by that answer times its part of
-    the brightness there, which tells a nucleus from the grain of a larger one, and by its diameter, which keeps
-    specks from winning by number; only blobs near the typical strength count at all.
+    (Lindeberg 1998). Large scales are looked at in shrunken images. The strength of a blob is that answer times its
+    part of the brightness there, which tells a nucleus from the grain of a larger one. Blobs well below the typical
+    strength are left out; the typical one is a median by area and root of strength, so that neither many specks nor
+    little bright debris decides.
     """
     from scipy import ndimage
 
-    diameters, strengths = [np.empty(0)], [np.empty(0)]
+    found = [np.empty((3, 0))]
     for plane in planes:
         for octave in OCTAVES_PX:
             factor = max(1, octave // 8)
@@ -374,16 +369,17 @@ def _blob_diameter(planes: list[NDArray[np.float32]], noise: float) -> float | N
             floor = NOISE_FACTOR * noise / factor / (math.sqrt(2 * math.pi) * sigmas)
             blob &= answer > np.maximum(floor, 1e-3)[:, np.newaxis, np.newaxis]
             for k in (1, 2, 3):  # the first and last scale only tell whether their neighbours are maxima
-                at = blob[k]
-                brightness = np.maximum(_gauss(small, sigmas[k] / 2)[at], answer[k][at])
-                strengths.append(answer[k][at] ** 2 / brightness)
-                diameters.append(np.full(len(brightness), scales[k] * factor))
-    diameter, strength = np.concatenate(diameters), np.concatenate(strengths)
+                height = answer[k][blob[k]]
+                light = np.maximum(_gauss(small, sigmas[k] / 2)[blob[k]], height)
+                found.append(np.stack([np.full(len(height), scales[k] * factor), light, height**2 / light]))
+    diameter, brightness, strength = np.concatenate(found, axis=1)
     if not len(diameter):
         return None
-    typical = _weighted_median(strength, strength * diameter)
-    strong = strength > 0.75 * typical
-    return _weighted_median(diameter[strong], np.minimum(strength[strong], typical) * diameter[strong])
+    typical = _weighted_median(strength, diameter**2 * np.sqrt(strength))
+    strong = strength > 0.6 * typical
+    diameter, brightness, strength = diameter[strong], brightness[strong], strength[strong]
+    weight = np.minimum(strength, typical) * diameter
+    return _weighted_median(diameter, weight), _weighted_median(brightness, weight)
 
 
 def _shrunk(plane: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
