@@ -19,7 +19,16 @@ from histoquant.model.recipe import Recipe, plugin_parameters
 from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Box, Slide
 from histoquant.model.tables import CELLS, MARKER_OBJECTS, shaped
-from histoquant.survey import BAND_PX, Survey, flat_pixels, normalised, segmented_channels, segmenter_of, survey
+from histoquant.survey import (
+    BAND_PX,
+    SPECK_UM,
+    Survey,
+    flat_pixels,
+    normalised,
+    segmented_channels,
+    segmenter_of,
+    survey,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,7 +209,7 @@ def analyse_slide(
 def plan_slide(work: Work, *, offset_px: tuple[int, int] = (0, 0)) -> list[Tile]:
     """Cut a slide into tiles: a pure list, the same on every machine."""
     segmenter_um = float(segmenter_of(work.recipe, work.survey).halo_um)
-    halo_um = segmenter_um + measure.reach_um(work.recipe.measure, work.max_object_um)
+    halo_um = segmenter_um + SPECK_UM + measure.reach_um(work.recipe.measure, work.max_object_um)
     halo_px = int(np.ceil(halo_um / work.slide.pixel_size_um)) + 2
     core_px = work.recipe.tiles.core_px
     return tiles.plan_tiles(work.slide.shape, core_px=core_px, halo_px=halo_px, offset_px=offset_px)
@@ -211,7 +220,7 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
     told, panel, settings = work.survey, work.panel, work.recipe.measure
     raw = flat_pixels(work.slide, tile.box, told.indices, work.recipe.segment)
     segmented = segmented_channels(work.recipe, panel, told.channels)
-    image = normalised(raw, tile.box, told.background, segmented)
+    image = normalised(raw, tile.box, told.background, segmented, work.slide.pixel_size_um)
     labels = tiles.canonical(segmenter_of(work.recipe, told)(image[None, None], work.slide.pixel_size_um)[0])
     planes = np.stack([told.background.at(tile.box, c) for c in range(len(told.channels))])
     pixels = measure.Pixels(raw, told.channels, planes, tile.box, work.slide.pixel_size_um)

@@ -25,6 +25,9 @@ SAMPLE_PX = 768
 MAX_SAMPLES = 48
 BAND_PX = 512
 
+SPECK_UM = 3.5
+"""Narrower than a nucleus of any neuron or glial cell, wider than specks of lipofuscin and their clusters."""
+
 
 @dataclass(frozen=True, eq=False)
 class Survey:
@@ -125,7 +128,10 @@ def survey(slide: Slide, recipe: Recipe) -> Survey:
     noise = _noise(raw, boxes, background)
 
     segmented = segmented_channels(recipe, panel, channels)
-    samples = [normalised(part, box, background, segmented)[None, None] for part, box in zip(raw, boxes, strict=True)]
+    samples = [
+        normalised(part, box, background, segmented, pixel_size_um)[None, None]
+        for part, box in zip(raw, boxes, strict=True)
+    ]
     params, estimated = resolved_segmenter(recipe.segment, samples, pixel_size_um)
     notes = [f"{name} was not given and is estimated as {value:.4g}" for name, value in estimated.items()]
     notes += [
@@ -178,10 +184,20 @@ def flat_pixels(slide: Slide, box: Box, indices: tuple[int, ...], segment: Segme
     return plane
 
 
-def normalised(raw: NDArray[Any], box: Box, background: Background, segmented: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return the (y, x) image a segmenter sees: background 0, bright nuclei about 1, the brightest channel wins."""
-    planes = [(raw[c].astype(np.float32) - background.at(box, c)) / background.scale[c] for c in segmented]
-    return np.asarray(np.maximum.reduce(planes), dtype=np.float32)
+def normalised(
+    raw: NDArray[Any], box: Box, told: Background, segmented: tuple[int, ...], pixel_size_um: float
+) -> NDArray[np.float32]:
+    """Return the (y, x) image a segmenter sees: background 0, bright nuclei about 1, the brightest channel wins.
+
+    Channels after the first are opened by a square of `SPECK_UM`: a speck of lipofuscin must not look like a nucleus
+    that the counterstain missed. The opening reaches as far from a pixel as its square is wide.
+    """
+    from scipy import ndimage
+
+    planes = [(raw[c].astype(np.float32) - told.at(box, c)) / told.scale[c] for c in segmented]
+    side = max(1, round(SPECK_UM / pixel_size_um))
+    opened = [ndimage.grey_opening(plane, size=(side, side), mode="nearest") for plane in planes[1:]]
+    return np.asarray(np.maximum.reduce([planes[0], *opened]), dtype=np.float32)
 
 
 def shrink(

@@ -23,8 +23,7 @@ from histoquant.model.slide import Box
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Enough pixels to know a channel's noise and range to a fraction of a percent; keeps a big slide under a
-# second.
+# Enough pixels to know a channel's noise and range to a fraction of a percent, and few enough for a second.
 MAX_SAMPLED_PIXELS = 2_000_000
 # A slide is never stretched so far that its own noise would span more than this part of the range.
 MIN_RANGE_IN_NOISE = 10.0

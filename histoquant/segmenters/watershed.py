@@ -6,11 +6,10 @@ steps:
 
 1. haze that is wider than a nucleus is removed: a grey opening, smoothed, is subtracted;
 2. where the smoothed image is above a part of the threshold, each pixel belongs to the summit that steepest
-ascent
-   leads to, and a summit that stands in another's slope joins it (brightness basins);
-3. each basin's pixels above a part of *its own* summit are nucleus: a dim nucleus beside a bright one keeps
-its size; 4. that mask is split where it has a waist: again basins, of distance to the mask's edge times the
-root of brightness; 5. objects far smaller or far larger than a nucleus are dropped.
+   ascent leads to, and a summit that stands in another's slope joins it (brightness basins);
+3. each basin's pixels above a part of *its own* summit are nucleus: a dim nucleus beside a bright one keeps its size;
+4. that mask is split where it has a waist: again basins, of distance to the mask's edge times the root of brightness;
+5. objects far smaller or far larger than a nucleus are dropped.
 
 Every step has a reach, and `Watershed.halo_um` adds them up. Filters are exact or sum each pixel's neighbourhood in
 one fixed order, never a running sum, so that a pixel's value does not depend on where the crop begins; the basins are
@@ -49,8 +48,6 @@ HAZE_TRUNCATE = 2.0
 FILTER_REACH = HAZE_WINDOW + TRUNCATE * (BROAD_SIGMA + DISTANCE_SIGMA) + HAZE_TRUNCATE * HAZE_SIGMA
 REACH = FILTER_REACH + DISTANCE_CAP + HOLE + 4 * BRUSH + 3 * 0.5
 MIN_DIAMETER_PX = 3.0
-
-# Survey.
 DEFAULT_DIAMETER_UM = 8.0  # of most rodent neurons; used on a slide where nothing can be measured
 SURVEYED = 16
 SURVEYED_PX = 512
