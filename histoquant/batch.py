@@ -16,20 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from histoquant import __version__, cluster, steps, store
 from histoquant.analysis.counting import count_animals, count_groups
-from histoquant.errors import Faults, HistoquantError, InputError, RecipeError, StoreError, StudyError, raise_all
-from histoquant.model.panel import called_markers
-from histoquant.model.recipe import RESULT_VERSION, Recipe, parse_recipe
-from histoquant.model.study import Study, StudySlide, parse_study
+from histoquant.errors import HistoquantError, StoreError
+from histoquant.inputs import Checked, single_faults
+from histoquant.model.recipe import RESULT_VERSION
+from histoquant.model.study import StudySlide
 from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, empty, shaped
-from histoquant.pipeline import rules_of
+from histoquant.report.html import render_report
 from histoquant.steps import Job, Joined, SlideReport
 from histoquant.store import RunFolder
-from histoquant.survey import segmenter_parameters
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MAX_TEXT_BYTES = 50_000_000
 
 REFERENCE_NAMES = ("vehicle", "sham", "saline", "placebo", "control")
 """A group of one of these names is what the others are compared with, unless the recipe names another."""
@@ -66,82 +63,6 @@ class Outcome:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Checked:
-    """A study and recipe that fit together as far as can be seen without opening a slide."""
-
-    study: Study
-    recipe: Recipe
-
-
-def load(study_path: Path, recipe_path: Path, *, allow_outside: bool = False) -> Checked:
-    """Read a sample sheet and a recipe.
-
-    Raises
-    ------
-    HistoquantError
-        Every fault of both, together.
-    """
-    faults: list[HistoquantError] = []
-    study: Study | None = None
-    recipe: Recipe | None = None
-    try:
-        text = _text(study_path, StudyError, "sample sheet")
-        study = parse_study(text, study_path.parent, source=study_path.name, allow_outside=allow_outside)
-    except HistoquantError as error:
-        faults += _single(error)
-    try:
-        recipe = parse_recipe(_text(recipe_path, RecipeError, "recipe"), source=recipe_path.name)
-        segmenter_parameters(recipe.segment)
-        rules_of(recipe.panel)
-    except HistoquantError as error:
-        faults += _single(error)
-    if study is not None and recipe is not None:
-        faults += _batch_faults(study, recipe)
-    raise_all(faults)
-    assert study is not None
-    assert recipe is not None
-    return Checked(study, recipe)
-
-
-def _text(path: Path, kind: type[InputError], called: str) -> str:
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise kind(f"The {called} '{path}' is larger than 50 MB.", "Name the right file.")
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise kind(f"The {called} '{path}' is not UTF-8 text.", "Save it again as UTF-8.") from error
-    except OSError as error:
-        raise kind(f"Cannot read the {called} '{path}': {error.strerror or error}.", "Check the path.") from error
-
-
-def _single(error: HistoquantError) -> list[HistoquantError]:
-    return list(error.faults) if isinstance(error, Faults) else [error]
-
-
-def _batch_faults(study: Study, recipe: Recipe) -> list[HistoquantError]:
-    """Return which staining batches lack the controls that a threshold is to come from."""
-    faults: list[HistoquantError] = []
-    for name in called_markers(recipe.panel):
-        settings = recipe.panel[name].positive
-        assert settings is not None
-        if settings.threshold != "controls":
-            continue
-        for batch in dict.fromkeys(slide.batch for slide in study.included):
-            held = {slide.control for slide in study.included if slide.batch == batch}
-            if not held.intersection(settings.control):
-                faults.append(
-                    StudyError(
-                        f"{steps.named_batch(batch)} has no control section ({' or '.join(settings.control)}), "
-                        f"but the threshold of '{name}' is to come from one.",
-                        "Mark it in the control column, or state a fixed threshold in the recipe.",
-                    )
-                )
-    if not [slide for slide in study.included if not slide.control]:
-        faults.append(StudyError("Every slide of the study is a control or excluded.", "Add slides to count."))
-    return faults
-
-
 def check_study(checked: Checked, out: Path | None = None) -> tuple[dict[str, int], list[Failure]]:
     """Open every slide, compute nothing.
 
@@ -176,7 +97,7 @@ def _show(job: Job, reason: str) -> None:
 
 def _failures(row: StudySlide, stage: str, error: BaseException, out: Path | None) -> list[Failure]:
     if isinstance(error, HistoquantError):
-        return [Failure(row.slide_id, stage, fault.message, fault.remedy) for fault in _single(error)]
+        return [Failure(row.slide_id, stage, fault.message, fault.remedy) for fault in single_faults(error)]
     what = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
     if out is not None:
         log = RunFolder(out).slide(row.slide_id) / "error.log"
@@ -226,7 +147,22 @@ def run_study(
         run.write_state("interrupted")
         raise
     run.write_state("failed" if run.failures else "done")
+    if run.reports:
+        write_report(out)
     return Outcome(out, len(checked.study.included), tuple(run.failures), tuple(run.notes))
+
+
+def write_report(root: Path) -> Path:
+    """Write ``report.html`` of a finished run, and return where it is.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no finished run.
+    """
+    path = root / "report.html"
+    store.write_bytes(path, render_report(root).encode("utf-8"))
+    return path
 
 
 @dataclass(order=True)

@@ -94,7 +94,8 @@ def demo(
     log: Log = None,
 ) -> None:
     """Run the sample study (TUNEL, 2 groups x 3 animals, true effect -50 %) end to end."""
-    from histoquant.batch import load, run_study
+    from histoquant.batch import run_study
+    from histoquant.inputs import load
     from histoquant.samples import sample_study
 
     tell = _Printer(quiet, log)
@@ -132,7 +133,8 @@ def check(
     json_: Json = False,
 ) -> None:
     """Open everything, compute nothing, and print all faults at once. Exit code 0 or 2."""
-    from histoquant.batch import check_study, load
+    from histoquant.batch import check_study
+    from histoquant.inputs import load
 
     checked = load(study, recipe, allow_outside=allow_outside)
     blocks, failures = check_study(checked)
@@ -160,7 +162,8 @@ def run(
     json_: Json = False,
 ) -> None:
     """Analyse a study. Exit code 0 done, 1 some slides failed, 2 the input is wrong, 130 interrupted."""
-    from histoquant.batch import load, run_study
+    from histoquant.batch import run_study
+    from histoquant.inputs import load
 
     tell = _Printer(quiet or json_, log)
     checked = load(study, recipe, allow_outside=allow_outside)
@@ -182,6 +185,7 @@ def _report(outcome: Outcome, tell: _Printer) -> None:
     tell(f"{outcome.n_slides - len(failed)} of {outcome.n_slides} slide(s) done.")
     if len(failed) == outcome.n_slides:
         raise typer.Exit(2 if all(failure.stage == "check" for failure in outcome.failures) else 1)
+    tell(f"Report:   {outcome.root / 'report.html'}")
     tell(f"Groups:   {outcome.root / 'tables' / 'groups.csv'}")
     tell(f"Pictures: {outcome.root / 'slides' / '*' / 'overview.png'}")
     if failed:
@@ -289,6 +293,17 @@ def phantom(
     with tell.progress("phantom") as show:
         study = make_phantom(out, plan, progress=lambda part: show(Progress(round(100 * part), 100, f"{part:.0%}")))
     tell(f"histoquant run {study} --recipe {study.with_name('recipe.toml')} --out {out.with_name(out.name + '_run')}")
+
+
+@app.command(epilog="Example:  histoquant report results")
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write the HTML report of a finished run again."""
+    from histoquant.batch import write_report
+
+    _Printer(quiet, None)(f"Report:   {write_report(folder)}")
 
 
 @app.command(epilog="Example:  histoquant plugins")

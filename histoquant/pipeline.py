@@ -4,31 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histoquant import registry
 from histoquant.analysis import fragments, measure, positivity, tiles
 from histoquant.analysis.counting import IDENTITY, Section, count_regions, sensitivity
-from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Scene, Threshold
+from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Threshold
 from histoquant.analysis.tiles import Tile
-from histoquant.model.panel import Panel, bound, called_markers, channel_of, counterstain_of
-from histoquant.model.recipe import Recipe, plugin_parameters
+from histoquant.model.panel import called_markers, counterstain_of
+from histoquant.model.recipe import Recipe
 from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Box, Slide
 from histoquant.model.tables import CELLS, MARKER_OBJECTS, shaped
 from histoquant.survey import (
     BAND_PX,
-    SPECK_UM,
-    Survey,
+    FILL_REACH_UM,
     flat_pixels,
     normalised,
     segmented_channels,
     segmenter_of,
     survey,
 )
+from histoquant.work import Work
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,9 +34,6 @@ if TYPE_CHECKING:
 
 OBJECT_FLOOR_K = 5.0
 """Marker objects off nuclei are sought from this many background SDs; the threshold decides later which count."""
-
-DEFAULT_OBJECT_UM = 40.0
-"""Largest object kept exact at seams when neither it nor a diameter is known."""
 
 FRAGMENT_AREA_UM2 = 10.0
 FRAGMENT_LINK_UM = 8.0
@@ -100,86 +95,6 @@ class SlideResult:
     flags: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Work:
-    """A slide, a recipe and what was surveyed, tied together: what every step of the path needs."""
-
-    slide: Slide
-    recipe: Recipe
-    survey: Survey
-
-    @cached_property
-    def panel(self) -> Panel:
-        """The recipe's panel with the channel names of this slide."""
-        return bound(self.recipe.panel, self.slide)
-
-    @cached_property
-    def max_object_um(self) -> float:
-        """Extent up to which objects are exact at seams."""
-        stated = self.recipe.tiles.max_object_um
-        diameter = self.survey.segmenter.get("diameter_um")
-        return stated or (2.5 * diameter if diameter else DEFAULT_OBJECT_UM)
-
-    @cached_property
-    def unstained(self) -> tuple[str, ...]:
-        """Names of the channels that show autofluorescence only."""
-        return tuple(name for name, marker in self.panel.items() if marker.role == "autofluorescence")
-
-    @cached_property
-    def order_statistics(self) -> dict[str, tuple[int, str, float]]:
-        """What the rules need to know of the pixels, for `measure.measure_nuclei`."""
-        wanted = {f"{n}_quantile": (self.channel(n), "nuclear", 0.5) for n in self.unstained}
-        for name in called_markers(self.panel):
-            wanted[f"{name}_quantile"] = (self.channel(name), self.panel[name].role, self.panel[name].fraction)
-        return wanted
-
-    @cached_property
-    def correlations(self) -> dict[str, tuple[int, int]]:
-        """Which channels are correlated over each cell, for `measure.measure_nuclei`."""
-        return {
-            positivity.correlation_column(name, other): (self.channel(name), self.channel(other))
-            for name in called_markers(self.panel)
-            for other in self.unstained
-        }
-
-    def channel(self, marker: str) -> int:
-        """Return where a marker's channel stands among the surveyed ones."""
-        return self.survey.channels.index(str(self.panel[marker].channel))
-
-    def noise(self, marker: str) -> float:
-        """Return the standard deviation of background pixels in a marker's channel."""
-        return float(self.survey.noise[self.channel(marker)])
-
-    @cached_property
-    def rules(self) -> dict[str, positivity.Rule]:
-        """The positivity rule of each called marker."""
-        return rules_of(self.panel)
-
-    def scene(self, thresholds: Mapping[str, Threshold]) -> Scene:
-        """Return what rules may know of the slide."""
-        noise = {c: float(n) for c, n in zip(self.survey.channels, self.survey.noise, strict=True)}
-        return Scene(thresholds, noise)
-
-
-def rules_of(panel: Panel) -> dict[str, positivity.Rule]:
-    """Return the positivity rule of each called marker of a bound panel.
-
-    Raises
-    ------
-    PluginError, RecipeError
-        If a rule is missing, or its parameters do not fit.
-    """
-    rules = {}
-    for name in called_markers(panel):
-        marker = panel[name]
-        assert marker.positive is not None
-        cls = registry.load("rule", marker.rule)
-        where = f"[panel.{name}] positive, rule '{marker.rule}'"
-        params = plugin_parameters(cls.Params, marker.positive.parameters, where=where)
-        rules[name] = cls(name, str(channel_of(name, marker)), params)
-    return rules
-
-
 def analyse_slide(
     slide: Slide,
     regions: Callable[[Any], RegionSet],
@@ -209,7 +124,7 @@ def analyse_slide(
 def plan_slide(work: Work, *, offset_px: tuple[int, int] = (0, 0)) -> list[Tile]:
     """Cut a slide into tiles: a pure list, the same on every machine."""
     segmenter_um = float(segmenter_of(work.recipe, work.survey).halo_um)
-    halo_um = segmenter_um + SPECK_UM + measure.reach_um(work.recipe.measure, work.max_object_um)
+    halo_um = segmenter_um + FILL_REACH_UM + measure.reach_um(work.recipe.measure, work.max_object_um)
     halo_px = int(np.ceil(halo_um / work.slide.pixel_size_um)) + 2
     core_px = work.recipe.tiles.core_px
     return tiles.plan_tiles(work.slide.shape, core_px=core_px, halo_px=halo_px, offset_px=offset_px)

@@ -26,11 +26,12 @@ from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Slide
 from histoquant.model.study import StudySlide
 from histoquant.ometiff import write_ome_tiff
-from histoquant.pipeline import Measured, Work
+from histoquant.pipeline import Measured
 from histoquant.readers.outlines import read_outlines
 from histoquant.report.figures import draw_overview, draw_refused
 from histoquant.store import RunFolder, content_key
 from histoquant.survey import Survey, segmenter_parameters, shrink, survey
+from histoquant.work import Work
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,6 +28,12 @@ BAND_PX = 512
 SPECK_UM = 3.5
 """Narrower than a nucleus of any neuron or glial cell, wider than specks of lipofuscin and their clusters."""
 
+SPECK_HEADROOM = 1.5
+
+FILL_SIGMA_UM = 1.5
+FILL_BELOW = 0.3
+FILL_REACH_UM = max(SPECK_UM, 3 * FILL_SIGMA_UM)
+
 
 @dataclass(frozen=True, eq=False)
 class Survey:
@@ -170,11 +176,11 @@ def flat_pixels(slide: Slide, box: Box, indices: tuple[int, ...], segment: Segme
             "Export the image again with numbers everywhere.",
         )
     if pixels.shape[1] == 1:
-        return pixels[:, 0]
+        return np.asarray(pixels[:, 0])
     if segment.z == "max":
         return np.asarray(pixels.max(axis=1))
     if segment.z == "mean":
-        return pixels.mean(axis=1, dtype=np.float64).astype(np.float32)
+        return np.asarray(pixels.mean(axis=1, dtype=np.float64), dtype=np.float32)
     if not 0 <= segment.z < pixels.shape[1]:
         raise InputError(
             f"Slide '{slide.name}': no focal plane {segment.z}; it has 0 to {pixels.shape[1] - 1}.",
@@ -187,17 +193,26 @@ def flat_pixels(slide: Slide, box: Box, indices: tuple[int, ...], segment: Segme
 def normalised(
     raw: NDArray[Any], box: Box, told: Background, segmented: tuple[int, ...], pixel_size_um: float
 ) -> NDArray[np.float32]:
-    """Return the (y, x) image a segmenter sees: background 0, bright nuclei about 1, the brightest channel wins.
+    """Return the (y, x) image a segmenter sees: background 0, bright nuclei about 1.
 
-    Channels after the first are opened by a square of `SPECK_UM`: a speck of lipofuscin must not look like a nucleus
-    that the counterstain missed. The opening reaches as far from a pixel as its square is wide.
+    The first channel leads. The others fill in what it does not show: they fade out where the first, smoothed over
+    `FILL_SIGMA_UM`, reaches `FILL_BELOW`, so that a brilliant nucleus does not outshine its neighbours. They are also
+    held below `SPECK_HEADROOM` times their opening by a square of `SPECK_UM`, because a speck of lipofuscin must not
+    look like a nucleus that the counterstain missed. A pixel depends on others as far as `FILL_REACH_UM`.
     """
     from scipy import ndimage
 
-    planes = [(raw[c].astype(np.float32) - told.at(box, c)) / told.scale[c] for c in segmented]
+    first, *others = ((raw[c].astype(np.float32) - told.at(box, c)) / told.scale[c] for c in segmented)
+    if not others:
+        return np.asarray(first)
+    sigma = FILL_SIGMA_UM / pixel_size_um
+    shown = ndimage.gaussian_filter(first, sigma, mode="nearest", truncate=3.0)
+    fading = np.clip(1 - shown / np.float32(FILL_BELOW), 0, 1)
     side = max(1, round(SPECK_UM / pixel_size_um))
-    opened = [ndimage.grey_opening(plane, size=(side, side), mode="nearest") for plane in planes[1:]]
-    return np.asarray(np.maximum.reduce([planes[0], *opened]), dtype=np.float32)
+    for plane in others:
+        opened = ndimage.grey_opening(plane, size=(side, side), mode="nearest")
+        first = np.maximum(first, fading * np.minimum(plane, np.float32(SPECK_HEADROOM) * opened))
+    return np.asarray(first)
 
 
 def shrink(

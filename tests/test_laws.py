@@ -13,11 +13,13 @@ from shapely import box
 from histoquant import registry
 from histoquant.analysis.agreement import match_points
 from histoquant.analysis.positivity import Threshold
-from histoquant.batch import load, run_study
+from histoquant.batch import run_study
+from histoquant.inputs import load
 from histoquant.model.recipe import parse_recipe
 from histoquant.model.region import Region, resolve
-from histoquant.pipeline import Work, analyse_slide, analyse_tile, join, plan_slide
+from histoquant.pipeline import analyse_slide, analyse_tile, join, plan_slide
 from histoquant.survey import survey
+from histoquant.work import Work
 from tests.conftest import RECIPE, make_scene, write_geojson, write_slide
 
 PX = 0.5

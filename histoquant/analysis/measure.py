@@ -254,10 +254,10 @@ def marker_objects(
     -------
     objects : DataFrame
         One row per object: ``y_px``, ``x_px``, ``area_px``, ``value`` and ``dna_value`` (mean of marker and of
-        counterstain above the slide-wide background), ``attached_label`` (the nucleus within ``attach_um`` that most of its pixels
-        are near to, or 0), ``correlation`` (with an unstained channel, smoothed, over the object and ``ring_um`` round
-        it) and ``unstained_value`` (both the strongest over the unstained channels; NaN without any), ``cut`` (touches
-        the edge of the box).
+        counterstain above the slide-wide background), ``attached_label`` (the nucleus within ``attach_um`` that most of
+        its pixels are near to, or 0), ``correlation`` (with an unstained channel, smoothed, over the object and
+        ``ring_um`` round it) and ``unstained_value`` (both the strongest over the unstained channels; NaN without any),
+        ``cut`` (touches the edge of the box).
     labels : (y, x) uint32, 0 = none
         Row ``i`` is number ``i + 1``.
     """
@@ -319,7 +319,7 @@ class _Compartment:
         self.size = np.bincount(self.ids, minlength=n)
 
     def values(self, image: NDArray[Any]) -> NDArray[np.float64]:
-        return image.ravel()[self.flat].astype(np.float64)
+        return np.asarray(image.ravel()[self.flat], dtype=np.float64)
 
     def total(self, values: NDArray[Any]) -> NDArray[np.float64]:
         return np.asarray(np.bincount(self.ids, values, minlength=self.n), dtype=np.float64)
@@ -352,7 +352,7 @@ class _Compartment:
         covariance = self.total(first * second)
         spread = np.sqrt(self.total(first * first) * self.total(second * second))
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(spread > 0, covariance / spread, np.nan)
+            return np.asarray(np.where(spread > 0, covariance / spread, np.nan))
 
 
 def _axes(nucleus: _Compartment) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -34,7 +34,7 @@ class Segment(BaseModel):
         None,
         min_length=1,
         title="Markers segmented",
-        description="The brightest of these markers at each pixel is segmented; the counterstain when not given.",
+        description="The first shows nuclei, the others fill in where it does not; the counterstain when not given.",
     )
     z: Literal["max", "mean"] | int = Field(
         "max", title="Focal planes", description="How a stack becomes one plane: 'max', 'mean' or a plane's number."

@@ -1,0 +1,93 @@
+"""The two files a person writes, read and checked together: the sample sheet and the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from histoquant.errors import Faults, HistoquantError, InputError, RecipeError, StudyError, raise_all
+from histoquant.model.panel import called_markers
+from histoquant.model.recipe import Recipe, parse_recipe
+from histoquant.model.study import Study, parse_study
+from histoquant.steps import named_batch
+from histoquant.survey import segmenter_parameters
+from histoquant.work import rules_of
+
+MAX_TEXT_BYTES = 50_000_000
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A study and recipe that fit together as far as can be seen without opening a slide."""
+
+    study: Study
+    recipe: Recipe
+
+
+def load(study_path: Path, recipe_path: Path, *, allow_outside: bool = False) -> Checked:
+    """Read a sample sheet and a recipe.
+
+    Raises
+    ------
+    HistoquantError
+        Every fault of both, together.
+    """
+    faults: list[HistoquantError] = []
+    study: Study | None = None
+    recipe: Recipe | None = None
+    try:
+        text = _text(study_path, StudyError, "sample sheet")
+        study = parse_study(text, study_path.parent, source=study_path.name, allow_outside=allow_outside)
+    except HistoquantError as error:
+        faults += single_faults(error)
+    try:
+        recipe = parse_recipe(_text(recipe_path, RecipeError, "recipe"), source=recipe_path.name)
+        segmenter_parameters(recipe.segment)
+        rules_of(recipe.panel)
+    except HistoquantError as error:
+        faults += single_faults(error)
+    if study is not None and recipe is not None:
+        faults += _batch_faults(study, recipe)
+    raise_all(faults)
+    assert study is not None
+    assert recipe is not None
+    return Checked(study, recipe)
+
+
+def _text(path: Path, kind: type[InputError], called: str) -> str:
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise kind(f"The {called} '{path}' is larger than 50 MB.", "Name the right file.")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise kind(f"The {called} '{path}' is not UTF-8 text.", "Save it again as UTF-8.") from error
+    except OSError as error:
+        raise kind(f"Cannot read the {called} '{path}': {error.strerror or error}.", "Check the path.") from error
+
+
+def single_faults(error: HistoquantError) -> list[HistoquantError]:
+    """Return the faults an error stands for: itself, or each of several."""
+    return list(error.faults) if isinstance(error, Faults) else [error]
+
+
+def _batch_faults(study: Study, recipe: Recipe) -> list[HistoquantError]:
+    """Return which staining batches lack the controls that a threshold is to come from."""
+    faults: list[HistoquantError] = []
+    for name in called_markers(recipe.panel):
+        settings = recipe.panel[name].positive
+        assert settings is not None
+        if settings.threshold != "controls":
+            continue
+        for batch in dict.fromkeys(slide.batch for slide in study.included):
+            held = {slide.control for slide in study.included if slide.batch == batch}
+            if not held.intersection(settings.control):
+                faults.append(
+                    StudyError(
+                        f"{named_batch(batch)} has no control section ({' or '.join(settings.control)}), "
+                        f"but the threshold of '{name}' is to come from one.",
+                        "Mark it in the control column, or state a fixed threshold in the recipe.",
+                    )
+                )
+    if not [slide for slide in study.included if not slide.control]:
+        faults.append(StudyError("Every slide of the study is a control or excluded.", "Add slides to count."))
+    return faults
