@@ -333,7 +333,7 @@ class _Compartment:
         corner = np.full(self.n, np.iinfo(np.int64).max)
         np.minimum.at(corner, self.ids, coordinates)
         inside = coordinates - corner[self.ids]
-        return inside - self.mean(inside)[self.ids]
+        return np.asarray(inside - self.mean(inside)[self.ids])
 
     def reached_by(self, values: NDArray[np.float64], fraction: float) -> NDArray[np.float64]:
         """Return the largest value that at least ``fraction`` of an object's pixels reach; NaN without pixels."""
