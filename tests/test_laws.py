@@ -157,8 +157,8 @@ def test_4_units(tmp_path, slide, whole):
 def test_5_shift(tmp_path, slide, whole):
     """Moving tissue and region by whole pixels moves the cells by as much.
 
-    The bound is for what is slide-wide: on the larger canvas the background's grid lies elsewhere on the tissue, so that
-    a few nuclei at the limit of being seen may come or go. Moving the tile grid changes nothing at all (law 2).
+    The bound is for what is slide-wide: on the larger canvas the background's grid lies elsewhere on the tissue, so
+    that a few nuclei at the limit of being seen may come or go. Moving the tile grid changes nothing (law 2).
     """
     raw = slide.read()[:, 0]
     moved = np.full((2, raw.shape[1] + 64, raw.shape[2] + 48), 200, dtype=np.uint16)
