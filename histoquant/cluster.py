@@ -72,7 +72,7 @@ def workers(number: int | None = None) -> Iterator[Executor]:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port: two runs on one machine must not meet
             memory_limit=0,
             silence_logs=50,
         ) as cluster,
