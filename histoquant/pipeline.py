@@ -10,6 +10,7 @@ import numpy as np
 
 from histoquant.analysis import fragments, measure, positivity, tiles
 from histoquant.analysis.counting import IDENTITY, Section, count_regions, sensitivity
+from histoquant.analysis.migration import geodesic_distance_um
 from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Threshold
 from histoquant.analysis.tiles import Tile
 from histoquant.model.panel import called_markers, counterstain_of
@@ -362,6 +363,14 @@ def _placed(table: pd.DataFrame, regions: RegionSet, work: Work) -> pd.DataFrame
     placed["region"] = regions.assign(points)
     for name in work.recipe.count.distance_to:
         placed[f"distance_to_{name}_um"] = regions.signed_distance_um(name, points) if name in regions else np.nan
+    if work.recipe.count.migration_from:
+        walkable = work.survey.tissue - regions.masked_ground
+        for name in work.recipe.count.migration_from:
+            column = f"migration_from_{name}_um"
+            placed[column] = np.nan
+            if name in regions:
+                origin = regions[name].geometry
+                placed[column] = geodesic_distance_um(points, origin, walkable, slide_um=regions.slide_um)
     return placed
 
 

@@ -352,11 +352,11 @@ def finish_slide(item: Joined, thresholds: Mapping[str, Threshold], flags: Seque
 
 
 def _check_outlines_named(job: Job, regions: RegionSet) -> None:
-    for name in job.recipe.count.distance_to:
+    for name in (*job.recipe.count.distance_to, *job.recipe.count.migration_from):
         if name not in regions and not job.slide.control:
             raise RegionError(
                 f"Slide '{job.slide.slide_id}': no outline '{name}' to take distances to.",
-                "Draw it, or correct distance_to under [count] in the recipe.",
+                "Draw it, or correct distance_to and migration_from under [count] in the recipe.",
             )
 
 

@@ -127,6 +127,11 @@ class Count(BaseModel):
     distance_to: tuple[str, ...] = Field(
         (), title="Distance to", description="Outlines whose signed distance becomes a column of every cell."
     )
+    migration_from: tuple[str, ...] = Field(
+        (),
+        title="Migration from",
+        description="Outlines whose distance through tissue, round masked ground and glass, becomes a column.",
+    )
     double: tuple[tuple[str, str], ...] | None = Field(
         None, title="Double labels", description="Pairs of markers; every pair of called markers when not given."
     )
