@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 
 from histoquant import __version__
@@ -28,6 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# The base of every error about the command's own words. Typer brings click along under a name that changed between its
+# versions; this is the same class in all of them.
+_CommandError: Any = typer.BadParameter.__mro__[2]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Log = Annotated[Path | None, typer.Option("--log", help="Also write what is printed to this file.")]
@@ -335,12 +338,10 @@ def main() -> NoReturn:
         for fault in error.faults if isinstance(error, Faults) else (error,):
             print(f"histoquant: {fault}", file=sys.stderr)
         code = 2
-    except click.exceptions.Abort:
-        code = 130
-    except KeyboardInterrupt:
+    except typer.Abort:  # what typer makes of Ctrl-C
         print("histoquant: interrupted; what is finished is kept, the same command goes on.", file=sys.stderr)
         code = 130
-    except click.ClickException as error:
+    except _CommandError as error:
         error.show()
-        code = error.exit_code
+        code = 2
     sys.exit(code or 0)

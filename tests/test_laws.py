@@ -117,7 +117,7 @@ def digests(out: Path) -> dict[str, str]:
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(files)
-        if path.name != "run.json"
+        if path.name not in ("run.json", "report.html")
     }
 
 

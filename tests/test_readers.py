@@ -1,6 +1,6 @@
 """What a file holds is what a slide holds: pixels bit for bit, names, sizes in um; and damage is told at the door."""
 
-from __future__ import annotations
+from __future__ import logging
 
 import os
 import struct
@@ -495,7 +495,9 @@ def test_named_channels():
 # ---------------------------------------------------------------- damage
 
 
-def test_file_that_was_cut_short_is_told_at_open(tmp_path):
+@pytest.mark.parametrize("silenced", [False, True])
+def test_file_that_was_cut_short_is_told_at_open(tmp_path, silenced, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("tifffile"), "disabled", silenced)
     full = noise(2, 1, 300, 300)
     whole = pyramid(tmp_path / "whole.ome.tif", full, tile=(64, 64), compression="zlib").read_bytes()
     path = tmp_path / "cut.ome.tif"

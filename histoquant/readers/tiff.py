@@ -99,7 +99,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, list[tuple[str, int, Any]]]]:
     if path.is_dir():
         raise FormatError(f"'{path.name}' is a folder, not a TIFF file.", "Name a file.")
     logger, complaints = logging.getLogger("tifffile"), _Complaints()
+    was_disabled, level = logger.disabled, logger.level
     logger.addHandler(complaints)
+    # Other packages' logging set-up switches loggers off; a damaged file must not pass for a sound one because of that.
+    logger.disabled = False
+    logger.setLevel(logging.WARNING)
     try:
         with damage_named(path), tifffile.TiffFile(path) as tif:
             series = _tissue_series(path, tif, complaints)
@@ -107,6 +111,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, list[tuple[str, int, Any]]]]:
             complaints.refuse(path)
     finally:
         logger.removeHandler(complaints)
+        logger.disabled = was_disabled
+        logger.setLevel(level)
 
 
 class _Complaints(logging.Handler):
