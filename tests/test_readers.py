@@ -1,7 +1,8 @@
 """What a file holds is what a slide holds: pixels bit for bit, names, sizes in um; and damage is told at the door."""
 
-from __future__ import logging
+from __future__ import annotations
 
+import logging
 import os
 import struct
 import threading
