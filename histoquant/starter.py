@@ -70,11 +70,11 @@ def write_starter(folder: Path, sheet: Path, *, pixel_size_um: float | None = No
     writer.writerows(rows)
     store.write_bytes(sheet, text.getvalue().encode())
     lines.append(f"Wrote {sheet}: fill in animal, group, control and regions.")
-    if channels:
-        store.write_bytes(recipe, starter_recipe(Counter(channels).most_common(1)[0][0]).encode())
-        lines.append(f"Wrote {recipe}: say which channel shows which marker, and how its threshold is found.")
-    else:
-        lines.append("All slides are brightfield pictures: no recipe for fluorescence channels was written.")
+    usual = Counter(channels).most_common(1)[0][0] if channels else ("DAPI",)
+    store.write_bytes(recipe, starter_recipe(usual).encode())
+    lines.append(f"Wrote {recipe}: say which channel shows which marker, and how its threshold is found.")
+    if not channels:
+        lines.append("All slides are brightfield pictures, which a recipe for fluorescence channels refuses.")
     if unknown:
         lines.append(f"Fill in pixel_size_um, which these do not say: {', '.join(unknown)}.")
     return lines
