@@ -239,7 +239,7 @@ def marker_objects(
     floor: float,
     settings: Measure,
 ) -> tuple[pd.DataFrame, NDArray[np.uint32]]:
-    """Find objects of a marker that lie on no nucleus.
+    """Find objects of a marker that lie on no nucleus: less than half of them, as blur makes neighbours touch.
 
     Parameters
     ----------
@@ -267,9 +267,10 @@ def marker_objects(
     above = pixels.raw[channel] - pixels.background[channel]
     found, _ = ndimage.label(above >= floor, structure=np.ones((3, 3)))
     least_px = settings.min_object_um2 / pixels.pixel_size_um**2
-    keep = np.bincount(found.ravel()) >= least_px
+    size = np.bincount(found.ravel())
+    on_nuclei = np.bincount(found[labels > 0], minlength=len(size))
+    keep = (size >= least_px) & (on_nuclei <= size / 2)
     keep[0] = False
-    keep[found[labels > 0]] = False
     n = int(keep.sum())
     number = np.zeros(len(keep), dtype=np.uint32)
     number[keep] = np.arange(1, n + 1, dtype=np.uint32)
@@ -279,7 +280,8 @@ def marker_objects(
     for side in (objects[0], objects[-1], objects[:, 0], objects[:, -1]):
         edge[side] = True
 
-    near = ring_labels(labels, settings.attach_um / pixels.pixel_size_um).ravel()[each.flat]
+    within_reach = np.maximum(labels, ring_labels(labels, settings.attach_um / pixels.pixel_size_um))
+    near = within_reach.ravel()[each.flat]
     attached = np.zeros(n, dtype=np.uint32)
     pairs, votes = np.unique(np.stack([each.ids[near > 0], near[near > 0]]), axis=1, return_counts=True)
     for index in np.argsort(votes, kind="stable"):
