@@ -141,7 +141,7 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
     planes = np.stack([told.background.at(tile.box, c) for c in range(len(told.channels))])
     pixels = measure.Pixels(raw, told.channels, planes, tile.box, work.slide.pixel_size_um)
 
-    found = [_objects(pixels, labels, name, tile, work) for name in called_markers(panel) if panel[name].orphans]
+    found = [_objects(pixels, labels, name, work) for name in called_markers(panel) if panel[name].orphans]
     with_pieces, pieces = _with_pieces(labels, found, work)
     owned = tiles.own(with_pieces, tile, work.slide.shape)
     renamed = np.zeros(int(with_pieces.max(initial=0)) + 1, dtype=np.uint32)
@@ -166,9 +166,9 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
 
 
 def _objects(
-    pixels: measure.Pixels, labels: NDArray[np.uint32], marker: str, tile: Tile, work: Work
+    pixels: measure.Pixels, labels: NDArray[np.uint32], marker: str, work: Work
 ) -> tuple[pd.DataFrame, NDArray[np.uint32]]:
-    """Return the objects of a marker off nuclei that are seen whole, and their label image."""
+    """Return the objects of a marker off nuclei, and their label image."""
     channel = work.channel(marker)
     glowing = [work.channel(name) for name in work.unstained]
     table, image = measure.marker_objects(
@@ -178,14 +178,13 @@ def _objects(
         counterstain=work.channel(counterstain_of(work.panel)),
         unstained=glowing,
         floor=OBJECT_FLOOR_K * work.noise(marker),
+        max_object_um=work.max_object_um,
         settings=work.recipe.measure,
     )
     noise = max((work.noise(name) for name in work.unstained), default=0.0)
     glow = table["unstained_value"] > AUTOFLUORESCENCE_K * noise
     glow &= table["correlation"] > AUTOFLUORESCENCE_CORRELATION
     table = table.assign(autofluorescent=glow, marker=marker, number=np.arange(1, len(table) + 1))
-    if tile.box != Box(0, work.slide.shape[0], 0, work.slide.shape[1]):
-        table = table[~table["cut"]]
     return table, image
 
 

@@ -163,9 +163,17 @@ def test_marker_objects_are_attached_within_2_um_and_left_alone_beyond():
     raw[0, 40:43, 40:44] = 80  # far from any
     raw[1, 40:43, 40:44] = 60  # and it shines in the unstained channel too
     raw[0, 50, 50] = 200  # a speck
+    raw[0, 30, 20:45] = 200  # a fold, 25 um long
     raw[0, 13:17, 13:17] = 90  # on the nucleus
     found, image = marker_objects(
-        pixels_of(raw), labels, channel=0, counterstain=2, unstained=(1,), floor=20.0, settings=SETTINGS
+        pixels_of(raw),
+        labels,
+        channel=0,
+        counterstain=2,
+        unstained=(1,),
+        floor=20.0,
+        max_object_um=20.0,
+        settings=SETTINGS,
     )
     assert (image[12:15, 21:24] == 1).all()
     assert (image[40:43, 40:44] == 2).all()

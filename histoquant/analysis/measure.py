@@ -237,6 +237,7 @@ def marker_objects(
     counterstain: int,
     unstained: Sequence[int],
     floor: float,
+    max_object_um: float,
     settings: Measure,
 ) -> tuple[pd.DataFrame, NDArray[np.uint32]]:
     """Find objects of a marker that lie on no nucleus: less than half of them, as blur makes neighbours touch.
@@ -249,6 +250,9 @@ def marker_objects(
         Channels that show autofluorescence only.
     floor : float
         Intensity above the slide-wide background from which pixels belong to an object, raw units.
+    max_object_um : float
+        What is longer along an axis is no object but haze or a fold. No tile sees such a thing whole, and all agree on
+        that.
 
     Returns
     -------
@@ -256,8 +260,7 @@ def marker_objects(
         One row per object: ``y_px``, ``x_px``, ``area_px``, ``value`` and ``dna_value`` (mean of marker and of
         counterstain above the slide-wide background), ``attached_label`` (the nucleus within ``attach_um`` that most of
         its pixels are near to, or 0), ``correlation`` (with an unstained channel, smoothed, over the object and
-        ``ring_um`` round it) and ``unstained_value`` (both the strongest over the unstained channels; NaN without any),
-        ``cut`` (touches the edge of the box).
+        ``ring_um`` round it) and ``unstained_value`` (both the strongest over the unstained channels; NaN without any).
     labels : (y, x) uint32, 0 = none
         Row ``i`` is number ``i + 1``.
     """
@@ -269,16 +272,15 @@ def marker_objects(
     least_px = settings.min_object_um2 / pixels.pixel_size_um**2
     size = np.bincount(found.ravel())
     on_nuclei = np.bincount(found[labels > 0], minlength=len(size))
-    keep = (size >= least_px) & (on_nuclei <= size / 2)
-    keep[0] = False
+    longest = max_object_um / pixels.pixel_size_um
+    boxes = ndimage.find_objects(found)
+    short = [max(rows.stop - rows.start, columns.stop - columns.start) <= longest for rows, columns in boxes]
+    keep = (size >= least_px) & (on_nuclei <= size / 2) & np.array([False, *short])
     n = int(keep.sum())
     number = np.zeros(len(keep), dtype=np.uint32)
     number[keep] = np.arange(1, n + 1, dtype=np.uint32)
     objects = number[found]
     each = _Compartment(objects, n)
-    edge = np.zeros(n + 1, dtype=bool)
-    for side in (objects[0], objects[-1], objects[:, 0], objects[:, -1]):
-        edge[side] = True
 
     within_reach = np.maximum(labels, ring_labels(labels, settings.attach_um / pixels.pixel_size_um))
     near = within_reach.ravel()[each.flat]
@@ -304,7 +306,6 @@ def marker_objects(
             "attached_label": attached,
             "correlation": correlation,
             "unstained_value": glow,
-            "cut": edge[1:],
         }
     )
     return table, objects
