@@ -46,10 +46,10 @@ class Work:
     @cached_property
     def order_statistics(self) -> dict[str, tuple[int, str, float]]:
         """What the rules need to know of the pixels, for `measure.measure_nuclei`."""
-        wanted = {f"{n}_quantile": (self.channel(n), "nuclear", 0.5) for n in self.unstained}
-        for name in called_markers(self.panel):
-            wanted[f"{name}_quantile"] = (self.channel(name), self.panel[name].role, self.panel[name].fraction)
-        return wanted
+        return {
+            f"{name}_quantile": (self.channel(name), self.panel[name].role, self.panel[name].fraction)
+            for name in called_markers(self.panel)
+        }
 
     @cached_property
     def correlations(self) -> dict[str, tuple[int, int]]:

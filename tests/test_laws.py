@@ -17,6 +17,7 @@ from histoquant.batch import run_study
 from histoquant.inputs import load
 from histoquant.model.recipe import parse_recipe
 from histoquant.model.region import Region, resolve
+from histoquant.phantom import PhantomPlan, make_phantom
 from histoquant.pipeline import analyse_slide, analyse_tile, join, plan_slide
 from histoquant.survey import survey
 from histoquant.work import Work
@@ -90,6 +91,24 @@ def test_2_tile_size_does_not_matter(slide, whole, core_px, offset_px):
     assert tiled.n_cut == 0
     assert len(tiled.cells) == len(whole.cells)
     pd.testing.assert_frame_equal(tiled.cells, untiled.cells, check_exact=True)
+
+
+def test_2_nor_does_it_for_marker_objects_and_pieces(tmp_path):
+    """TUNEL bodies, fragments and haze that no tile sees whole, on a phantom with all of them."""
+    make_phantom(tmp_path, PhantomPlan("tunel", size_mm=(0.7, 0.7), pixel_size_um=0.8, animals=1, seed=5))
+    text = (tmp_path / "recipe.toml").read_text(encoding="utf-8")
+    opened = registry.open_slide(tmp_path / "slides" / "M1_s1.ome.tif")
+    told = survey(opened, parse_recipe(text))
+    found = []
+    for core_px in (128, 256, 2048):
+        work = Work(opened, parse_recipe(text + f"\n[tiles]\ncore_px = {core_px}\n"), told)
+        found.append(join((analyse_tile(work, tile) for tile in plan_slide(work)), work))
+    opened.close()
+    assert len(found[0].objects) > 3
+    assert found[0].cells["n_pieces"].max() > 1
+    for other in found[1:]:
+        pd.testing.assert_frame_equal(found[0].cells, other.cells, check_exact=True)
+        pd.testing.assert_frame_equal(found[0].objects, other.objects, check_exact=True)
 
 
 def test_2_the_control_a_halo_that_is_too_small_is_noticed(slide, whole):

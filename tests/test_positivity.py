@@ -91,7 +91,8 @@ def test_what_shines_in_an_unstained_channel_is_not_positive():
     table = table_of(
         mean=[200.0] * 4,
         quantile=[200.0] * 4,
-        af_quantile=[90.0, 90, 2, 90],
+        mean_A=[100.0, 100, 12, 100],
+        background_A=[10.0] * 4,
         m_correlation_af=[0.9, 0.5, 0.9, np.nan],
     )
     called = call(table, panel, {"m": rule()}, scene_of(100.0, A=1.0))

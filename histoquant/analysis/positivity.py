@@ -245,8 +245,8 @@ def autofluorescent(table: pd.DataFrame, name: str, panel: Panel, scene: Scene) 
     found = np.zeros(len(table), dtype=bool)
     for other in unstained:
         channel = str(channel_of(other, panel[other]))
-        # The median, not the mean: a speck of lipofuscin on a stained nucleus does not make it autofluorescent.
-        bright = _column(table, f"{other}_quantile") > AUTOFLUORESCENCE_K * scene.noise[channel]
+        above = _column(table, f"mean_{channel}") - _column(table, f"background_{channel}")
+        bright = above > AUTOFLUORESCENCE_K * scene.noise[channel]
         found |= bright & (_column(table, correlation_column(name, other)) > AUTOFLUORESCENCE_CORRELATION)
     return found
 
