@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from histoquant import __version__, cluster, steps, store
 from histoquant.analysis.counting import count_animals, count_groups
+from histoquant.controls import batch_thresholds
 from histoquant.errors import HistoquantError, StoreError
 from histoquant.inputs import Checked, single_faults
 from histoquant.model.recipe import RESULT_VERSION
@@ -278,7 +279,7 @@ class _Run:
         waiting = [slide for slide in self.blocks if self.jobs[slide].slide.batch == batch]
         if waiting and all(slide in self.joined for slide in waiting):
             joined = [self.joined[slide] for slide in waiting]
-            self._put("threshold", batch, 0, steps.batch_thresholds, self.checked.recipe, batch, joined)
+            self._put("threshold", batch, 0, batch_thresholds, self.checked.recipe, batch, joined)
 
     def _take_thresholds(self, batch: str, future: Future[Any]) -> None:
         members = [slide for slide in self.blocks if self.jobs[slide].slide.batch == batch]

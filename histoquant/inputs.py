@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from histoquant.controls import named_batch
 from histoquant.errors import Faults, HistoquantError, InputError, RecipeError, StudyError, raise_all
 from histoquant.model.panel import called_markers
 from histoquant.model.recipe import Recipe, parse_recipe
 from histoquant.model.study import Study, parse_study
-from histoquant.steps import named_batch
 from histoquant.survey import segmenter_parameters
 from histoquant.work import rules_of
 

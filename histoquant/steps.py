@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant import __version__, pipeline, registry, store
-from histoquant.analysis import positivity
 from histoquant.analysis.counting import IDENTITY
 from histoquant.analysis.positivity import Threshold
-from histoquant.errors import Faults, HistoquantError, InputError, RegionError, raise_all
+from histoquant.errors import Faults, HistoquantError, RegionError, raise_all
 from histoquant.model.geometry import slide_rectangle
-from histoquant.model.panel import bound, called_markers, counterstain_of
+from histoquant.model.panel import bound, counterstain_of
 from histoquant.model.recipe import RESULT_VERSION, Recipe
 from histoquant.model.region import Region, resolve
 from histoquant.model.region_set import RegionSet
@@ -41,11 +40,6 @@ BLOCK_TILES = 4
 """Tiles of one block: seconds of work, so that handing it out costs nothing beside doing it."""
 
 OVERVIEW_PX = 1500
-
-GATE_NEGATIVE_MAX = 0.01
-GATE_POSITIVE_MIN = 0.90
-"""A staining batch is sound when at most 1 % of its negative-control nuclei and at least 90 % of its DNase-treated
-ones are positive."""
 
 
 @dataclass(frozen=True)
@@ -239,69 +233,6 @@ def measured_of(item: Joined) -> Measured:
     """Return the measured cells of a joined slide."""
     arrays, tables = item.job.folder.blocks.read(item.measured_key)
     return Measured(tables["cells"], tables["objects"], tables["numbers"], int(arrays["n_cut"]))
-
-
-def batch_thresholds(recipe: Recipe, batch: str, joined: Sequence[Joined]) -> tuple[dict[str, Threshold], list[str]]:
-    """Return the threshold of every marker of a staining batch, and remarks on its controls.
-
-    Raises
-    ------
-    InputError
-        If a marker's threshold comes from controls and the batch has none that could be analysed.
-    """
-    thresholds: dict[str, Threshold] = {}
-    flags: list[str] = []
-    for name in called_markers(recipe.panel):
-        settings = recipe.panel[name].positive
-        assert settings is not None
-        if isinstance(settings.threshold, float):
-            thresholds[name] = Threshold(settings.threshold, "fixed")
-            continue
-        from_controls = settings.threshold == "controls"
-        kinds = settings.control if from_controls else ("",)
-        wanted = [item for item in joined if item.job.slide.control in kinds]
-        if not wanted:
-            raise InputError(
-                f"{named_batch(batch)} has no analysed section for the threshold of '{name}' "
-                f"({', '.join(settings.control) if from_controls else 'auto'}).",
-                "Add a control section to the batch, or state a fixed threshold in the recipe.",
-            )
-        values = np.concatenate([_marker_values(item, name) for item in wanted])
-        sections = [item.job.slide.slide_id for item in wanted]
-        find = positivity.control_threshold if from_controls else positivity.automatic_threshold
-        thresholds[name] = find(values, recipe.panel[name], sections=sections)
-    for item in joined:
-        if item.job.slide.control:
-            flags += _gates(item, thresholds)
-    return thresholds, flags
-
-
-def named_batch(batch: str) -> str:
-    """Return how messages call a staining batch."""
-    return f"Staining batch '{batch}'" if batch else "The study (no batch column)"
-
-
-def _marker_values(item: Joined, name: str) -> NDArray[np.float64]:
-    work = work_of(item.job, item.survey_key)
-    return np.asarray(work.rules[name].value(measured_of(item).cells), dtype=float)
-
-
-def _gates(item: Joined, thresholds: Mapping[str, Threshold]) -> list[str]:
-    """Return what is wrong with a control section: too many positives without the reagent, too few with DNase."""
-    work = work_of(item.job, item.survey_key)
-    cells = positivity.call(measured_of(item).cells, work.panel, work.rules, work.scene(thresholds))
-    row, flags = item.job.slide, []
-    if not len(cells):
-        return []
-    for name in called_markers(work.panel):
-        settings = work.panel[name].positive
-        assert settings is not None
-        share = float(cells[f"{name}_positive"].mean())
-        if row.control in settings.control and share > GATE_NEGATIVE_MAX:
-            flags.append(f"negative control {row.slide_id} is {100 * share:.1f} % {name} positive (limit 1 %)")
-        if row.control == "dnase" and work.panel[name].orphans and share < GATE_POSITIVE_MIN:
-            flags.append(f"positive control {row.slide_id} is only {100 * share:.0f} % {name} positive (limit 90 %)")
-    return flags
 
 
 @dataclass(frozen=True, eq=False)

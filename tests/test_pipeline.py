@@ -44,9 +44,6 @@ def test_a_stack_is_projected_and_says_so(tmp_path, scene):
     stacked, flat = (pd.read_parquet(tmp_path / "out" / "slides" / s / "cells.parquet") for s in ("stack", "flat"))
     pd.testing.assert_frame_equal(stacked, flat)
     run(tmp_path, RECIPE.replace("[segment]", "[segment]\nz = 1"), sheet, out="plane")
-    plane = pd.read_csv(tmp_path / "plane" / "failures.csv") if (tmp_path / "plane" / "failures.csv").exists() else None
-    assert plane is not None
-    assert plane.empty
     one = pd.read_parquet(tmp_path / "plane" / "slides" / "stack" / "cells.parquet")
     pd.testing.assert_frame_equal(one, flat)
 
