@@ -24,6 +24,7 @@ from histoquant.model.region import Region, resolve
 from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Slide
 from histoquant.model.study import StudySlide
+from histoquant.model.tables import REGIONS
 from histoquant.ometiff import write_ome_tiff
 from histoquant.pipeline import Measured
 from histoquant.readers.outlines import read_outlines
@@ -57,8 +58,11 @@ class Job:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What every row about this slide starts with."""
-        return {name: getattr(self.slide, name) for name in IDENTITY}
+        """What every row about this slide tells of it: where it belongs, and the sheet's further columns."""
+        told = {name: getattr(self.slide, name) for name in IDENTITY}
+        position = self.slide.section_position_um
+        further = {"section_position_um": "" if position is None else f"{position:g}"} | self.slide.extra
+        return told | {f"sheet_{name}" if name in REGIONS else name: value for name, value in further.items()}
 
 
 _open: dict[tuple[Path, str | None, float | None], Slide] = {}

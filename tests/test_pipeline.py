@@ -169,6 +169,18 @@ def test_thresholds_come_from_the_controls_of_the_same_batch(tmp_path, scene):
         run(tmp_path, recipe, sheet.replace("ctwo,control,no_tdt,two", "ctwo,control,,two"), out="none")
 
 
+def test_further_columns_of_the_sheet_are_carried_through(tmp_path, scene):
+    write_slide(tmp_path / "a.ome.tif", scene.pixels)
+    sheet = "slide,animal,group,section_position_um,sex,marker\na.ome.tif,m1,v,-300,female,rabbit 12\n"
+    run(tmp_path, RECIPE, sheet)
+    for path in ("tables/regions.csv", "slides/a/regions.csv"):
+        table = pd.read_csv(tmp_path / "out" / path)
+        assert set(table["sex"]) == {"female"}
+        assert set(table["section_position_um"]) == {-300}
+        assert set(table["sheet_marker"]) == {"rabbit 12"}
+        assert set(table["marker"]) == {"tunel"}
+
+
 def test_distances_need_their_outline(tmp_path, scene):
     write_slide(tmp_path / "a.ome.tif", scene.pixels)
     write_geojson(tmp_path / "r.geojson", lesion=[(100, 100), (200, 100), (200, 200), (100, 200)])
