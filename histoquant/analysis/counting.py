@@ -34,7 +34,7 @@ class Section:
     Attributes
     ----------
     identity : mapping
-        One entry for each of `IDENTITY`.
+        One entry for each of `IDENTITY`, and the further columns of the sample sheet.
     regions : RegionSet
     panel : Panel
     thresholds : marker -> Threshold
