@@ -34,8 +34,8 @@ def test_human_cells_dna_and_phospho_h3(phospho, tmp_path, histoquant):
     histoquant("run", sheet, "--recipe", recipe, "--out", out, "--workers", "1", check=True)
     (slide,) = (out / "slides").iterdir()
     cells = pd.read_parquet(slide / "cells.parquet")
-    assert 290 <= len(cells) <= 340  # about 310 by eye
-    assert 15 <= cells["ph3_positive"].sum() <= 25  # 20 mitotic figures by eye
+    assert 290 <= len(cells) <= 340  # found 322 when written; outlines looked right, not counted by hand
+    assert 15 <= cells["ph3_positive"].sum() <= 25  # found 20 when written; no human count exists
     assert tifffile.imread(slide / "labels.ome.tif").max() == len(cells)
     assert (slide / "overview.png").stat().st_size > 20000
 

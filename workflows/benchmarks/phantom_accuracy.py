@@ -71,7 +71,7 @@ def calls(folder: Path, seed: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=11, help="no seed below 11 was used for tuning")
+    parser.add_argument("--seed", type=int, default=11, help="3, 7, 11, 21 and 22 were seen while choosing")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         nuclei(Path(temporary), chosen.seed)
