@@ -125,7 +125,8 @@ def analyse_slide(
 def plan_slide(work: Work, *, offset_px: tuple[int, int] = (0, 0)) -> list[Tile]:
     """Cut a slide into tiles: a pure list, the same on every machine."""
     segmenter_um = float(segmenter_of(work.recipe, work.survey).halo_um)
-    halo_um = segmenter_um + FILL_REACH_UM + measure.reach_um(work.recipe.measure, work.max_object_um)
+    fill_um = FILL_REACH_UM if len(work.recipe.segmented) > 1 else 0.0
+    halo_um = segmenter_um + fill_um + measure.reach_um(work.recipe.measure, work.max_object_um)
     halo_px = int(np.ceil(halo_um / work.slide.pixel_size_um)) + 2
     core_px = work.recipe.tiles.core_px
     return tiles.plan_tiles(work.slide.shape, core_px=core_px, halo_px=halo_px, offset_px=offset_px)

@@ -11,6 +11,8 @@ import numpy as np
 
 from histoquant import registry
 from histoquant.analysis.background import Background, estimate, find_tissue, outline
+from histoquant.analysis.compiled import compiled
+from histoquant.analysis.filters import gauss, opened
 from histoquant.errors import InputError
 from histoquant.model.panel import bound, channel_of
 from histoquant.model.recipe import Recipe, Segment, plugin_parameters
@@ -200,19 +202,27 @@ def normalised(
     held below `SPECK_HEADROOM` times their opening by a square of `SPECK_UM`, because a speck of lipofuscin must not
     look like a nucleus that the counterstain missed. A pixel depends on others as far as `FILL_REACH_UM`.
     """
-    from scipy import ndimage
-
-    first, *others = ((raw[c].astype(np.float32) - told.at(box, c)) / told.scale[c] for c in segmented)
+    first, *others = (_scaled(raw[c], told.at(box, c), told.scale[c]) for c in segmented)
     if not others:
-        return np.asarray(first)
-    sigma = FILL_SIGMA_UM / pixel_size_um
-    shown = ndimage.gaussian_filter(first, sigma, mode="nearest", truncate=3.0)
+        return first
+    shown = gauss(first, FILL_SIGMA_UM / pixel_size_um, 3.0)
     fading = np.clip(1 - shown / np.float32(FILL_BELOW), 0, 1)
     side = max(1, round(SPECK_UM / pixel_size_um))
     for plane in others:
-        opened = ndimage.grey_opening(plane, size=(side, side), mode="nearest")
-        first = np.maximum(first, fading * np.minimum(plane, np.float32(SPECK_HEADROOM) * opened))
-    return np.asarray(first)
+        held = np.minimum(plane, np.float32(SPECK_HEADROOM) * opened(plane, side))
+        first = np.maximum(first, fading * held)
+    return first
+
+
+@compiled
+def _scaled(raw: NDArray[Any], background: NDArray[np.float32], scale: np.float32) -> NDArray[np.float32]:
+    """Return a plane above its background, in units of the channel's range."""
+    result = np.empty(raw.shape, dtype=np.float32)
+    for y in range(raw.shape[0]):
+        row, under, out = raw[y], background[y], result[y]
+        for x in range(raw.shape[1]):
+            out[x] = (np.float32(row[x]) - under[x]) / scale
+    return result
 
 
 def shrink(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histoquant.analysis.compiled import compiled
 from histoquant.errors import InputError
 from histoquant.model.recipe import BackgroundSettings
 from histoquant.model.slide import Box
@@ -68,17 +69,27 @@ class Background:
         grid = self.grid[channel].astype(np.float64)
         top, y_weight = self._nodes(box.y0, box.y1, grid.shape[0])
         left, x_weight = self._nodes(box.x0, box.x1, grid.shape[1])
-        bottom, right = (np.minimum(i + 1, n - 1) for i, n in zip((top, left), grid.shape, strict=True))
+        right = np.minimum(left + 1, grid.shape[1] - 1)
+        # Along x once per row of nodes, along y once per pixel.
         rows = grid[:, left] * (1 - x_weight) + grid[:, right] * x_weight
-        y_weight = y_weight[:, np.newaxis]
-        mixed: NDArray[np.float64] = rows[top] * (1 - y_weight) + rows[bottom] * y_weight
-        return mixed.astype(np.float32)
+        return _mixed(rows, top, y_weight)
 
     def _nodes(self, start: int, stop: int, n_nodes: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Return the node before each pixel and the weight of the next."""
         position = np.clip((np.arange(start, stop) + 0.5) / self.step_px - 0.5, 0, n_nodes - 1)
         before = np.floor(position).astype(np.intp)
         return before, position - before
+
+
+@compiled
+def _mixed(rows: NDArray[np.float64], top: NDArray[np.intp], weight: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return rows interpolated between ``rows[top]`` and the next ones."""
+    result = np.empty((len(top), rows.shape[1]), dtype=np.float32)
+    for i in range(len(top)):
+        above, below, w, out = rows[top[i]], rows[min(top[i] + 1, len(rows) - 1)], weight[i], result[i]
+        for x in range(rows.shape[1]):
+            out[x] = above[x] * (1 - w) + below[x] * w
+    return result
 
 
 def estimate(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histoquant.analysis.compiled import compiled
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -40,85 +42,139 @@ def local_basins(
     summits : (n,) int
         Flat index of the summit of labels 1..n, increasing.
     """
-    padded = np.pad(mask, 1)
-    ground = np.full(padded.shape, -np.inf, dtype=np.float32)
-    ground[1:-1, 1:-1][mask] = height[mask]
-    inside, heights, width = np.flatnonzero(padded), ground.ravel(), padded.shape[1]
-    labels = np.zeros(padded.size, dtype=np.uint32)
-    if not len(inside):
-        return labels.reshape(padded.shape)[1:-1, 1:-1], inside
-    rank = np.zeros(padded.size, dtype=np.intp)
-    rank[inside] = np.arange(len(inside))
-
-    # Neighbours in raster order and ">=": of equal heights the last in raster order wins.
-    offsets = (-width - 1, -width, -width + 1, -1, 0, 1, width - 1, width, width + 1)
-    highest = heights[inside + offsets[0]]
-    towards = np.full(len(inside), offsets[0], dtype=np.intp)
-    for offset in offsets[1:]:
-        neighbour = heights[inside + offset]
-        higher = neighbour >= highest
-        highest[higher] = neighbour[higher]
-        towards[higher] = offset
-    summit_of = _followed(rank[inside + towards])
-    is_summit = summit_of == np.arange(len(inside))
-    basin_of = (is_summit.cumsum() - 1)[summit_of]
-
-    basin = np.zeros(padded.size, dtype=np.intp)
-    basin[inside] = basin_of + 1
-    borders = []
-    for offset in (1, width - 1, width, width + 1):
-        other = basin[inside + offset]
-        at = np.flatnonzero((other > 0) & (other != basin_of + 1))
-        lower = np.minimum(heights[inside[at]], heights[inside[at] + offset])
-        borders.append((basin_of[at], other[at] - 1, lower))
-    one, two, passes = (np.concatenate(parts) for parts in zip(*borders, strict=True))
-    cluster = _joined(highest[is_summit], one, two, passes, join=join, rounds=rounds)
-    roots = cluster == np.arange(len(cluster))
-    labels[inside] = (roots.cumsum()[cluster])[basin_of]
-    row, column = np.divmod(inside[is_summit][roots], width)
-    return labels.reshape(padded.shape)[1:-1, 1:-1], (row - 1) * mask.shape[1] + column - 1
-
-
-def _followed(pointer: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Follow pointers to where they point to themselves."""
-    while True:
-        further = pointer[pointer]
-        if np.array_equal(further, pointer):
-            return pointer
-        pointer = further
-
-
-def _joined(
-    peak: NDArray[np.float32],
-    one: NDArray[np.intp],
-    two: NDArray[np.intp],
-    passes: NDArray[np.float32],
-    *,
-    join: float,
-    rounds: int,
-) -> NDArray[np.intp]:
-    """Return, for each basin, the basin whose summit it joins in the end.
-
-    Parameters
-    ----------
-    peak : (n,) heights of the summits, in raster order of the summits
-    one, two, passes : (m,) basins on either side of each step over a border, and the height of the step
-    """
-    order = np.lexsort((np.arange(len(peak)), peak))
-    place = np.empty_like(order)
-    place[order] = np.arange(len(peak))
-    cluster = np.arange(len(peak))
+    width = mask.shape[1] + 2
+    pixels, levels = _inside(np.ascontiguousarray(mask), height)
+    basin, summits = _basins(levels, pixels, width)
+    cluster = np.arange(len(summits), dtype=np.int32)
     for _ in range(rounds):
-        a, b = cluster[one], cluster[two]
-        apart = a != b
-        a, b, height = a[apart], b[apart], passes[apart]
-        lower, upper = np.where(place[a] < place[b], (a, b), (b, a))
-        best = np.lexsort((place[upper], height, lower))
-        best = best[np.append(lower[best][1:] != lower[best][:-1], True)] if len(best) else best
-        best = best[height[best] >= np.float32(join) * peak[lower[best]]]
-        if not len(best):
+        if not _join(basin, levels, pixels, summits, cluster, width, np.float32(join)):
             break
-        parent = np.arange(len(peak))
-        parent[lower[best]] = upper[best]
-        cluster = _followed(parent)[cluster]
-    return cluster
+    roots = cluster == np.arange(len(cluster))
+    number = np.concatenate([[0], roots.cumsum()[cluster]]).astype(np.uint32)
+    _rename(basin, pixels, number)
+    row, column = np.divmod(summits[roots].astype(np.intp), width)
+    return basin.reshape(-1, width)[1:-1, 1:-1], (row - 1) * mask.shape[1] + column - 1
+
+
+@compiled
+def _inside(mask: NDArray[np.bool_], height: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return the places of a mask, and the heights there; -inf elsewhere.
+
+    Both are of the image with a rim of one pixel, flat, so that every pixel has 8 neighbours.
+    """
+    n_rows, n_columns = mask.shape
+    width = n_columns + 2
+    levels = np.full((n_rows + 2) * width, -np.inf, dtype=np.float32)
+    n = 0
+    for y in range(n_rows):
+        row = mask[y]
+        for x in range(n_columns):
+            n += row[x]
+    pixels = np.empty(n, dtype=np.int32)
+    n = 0
+    for y in range(n_rows):
+        row, source, start = mask[y], height[y], (y + 1) * width + 1
+        for x in range(n_columns):
+            if row[x]:
+                pixels[n] = start + x
+                n += 1
+                levels[start + x] = source[x]
+    return pixels, levels
+
+
+@compiled
+def _basins(
+    levels: NDArray[np.float32], pixels: NDArray[np.int32], width: int
+) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+    """Return the basin of each place, from 1 in raster order of the summits, and the summits' places."""
+    basin = np.zeros(len(levels), dtype=np.uint32)
+    towards = np.zeros(len(levels), dtype=np.int8)
+    # Neighbours in raster order and ">=": of equal heights the last in raster order wins.
+    offsets = np.array([-width - 1, -width, -width + 1, -1, 0, 1, width - 1, width, width + 1], dtype=np.int64)
+    summits = np.empty(1024, dtype=np.int32)
+    n = 0
+    for p in pixels:
+        best, highest = 0, np.float32(-np.inf)
+        for k in range(9):
+            level = levels[p + offsets[k]]
+            if level >= highest:
+                best, highest = k, level
+        # Beside a pixel that is -inf itself only the ground may tie; it is a summit then.
+        if best == 4 or highest == -np.inf:
+            if n == len(summits):
+                summits = np.append(summits, np.empty_like(summits))
+            summits[n] = p
+            n += 1
+            basin[p] = n
+            best = 4
+        towards[p] = best
+    for p in pixels:
+        end = np.int64(p)
+        while basin[end] == 0:
+            end += offsets[towards[end]]
+        found, step = basin[end], np.int64(p)
+        while basin[step] == 0:
+            basin[step] = found
+            step += offsets[towards[step]]
+    return basin, summits[:n].copy()
+
+
+@compiled
+def _join(
+    basin: NDArray[np.uint32],
+    levels: NDArray[np.float32],
+    pixels: NDArray[np.int32],
+    summits: NDArray[np.int32],
+    cluster: NDArray[np.int32],
+    width: int,
+    join: np.float32,
+) -> bool:
+    """Let each summit join a higher neighbour where the pass allows; ``cluster`` is brought up to date.
+
+    Returns
+    -------
+    Whether any did.
+    """
+    n = len(summits)
+    best_pass = np.full(n, -np.inf, dtype=np.float32)
+    best = np.full(n, -1, dtype=np.int32)
+    for p in pixels:
+        mine = basin[p]
+        for q in (p + 1, p + width - 1, p + width, p + width + 1):
+            if basin[q] == mine or basin[q] == 0:
+                continue
+            a, b = cluster[mine - 1], cluster[basin[q] - 1]
+            if a == b:
+                continue
+            one, two = levels[summits[a]], levels[summits[b]]
+            lower, upper = (a, b) if one < two or (one == two and a < b) else (b, a)
+            over = min(levels[p], levels[q])
+            other = best[lower]
+            if other < 0 or over > best_pass[lower]:
+                best_pass[lower], best[lower] = over, upper
+            elif over == best_pass[lower]:
+                # Of equal passes the one to the higher summit.
+                known, new = levels[summits[other]], levels[summits[upper]]
+                if new > known or (new == known and upper > other):
+                    best[lower] = upper
+    joined = False
+    for a in range(n):
+        if best[a] >= 0 and best_pass[a] >= join * levels[summits[a]]:
+            joined = True
+        else:
+            best[a] = a
+    for a in range(n):
+        root = best[a]
+        while best[root] != root:
+            root = best[root]
+        best[a] = root
+    for a in range(n):
+        cluster[a] = best[cluster[a]]
+    return joined
+
+
+@compiled
+def _rename(basin: NDArray[np.uint32], pixels: NDArray[np.int32], number: NDArray[np.uint32]) -> None:
+    """Put each place's number instead of its basin's."""
+    for p in pixels:
+        basin[p] = number[basin[p]]

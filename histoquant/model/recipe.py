@@ -17,7 +17,7 @@ from histoquant.errors import RecipeError, raise_all
 from histoquant.model.panel import Marker, Panel, called_markers, channel_of
 from histoquant.model.region_rule import RegionRule
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Raised whenever the same slide and recipe would give other numbers than before."""
 
 

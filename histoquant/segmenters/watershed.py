@@ -25,6 +25,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from histoquant.analysis.basins import local_basins
+from histoquant.analysis.compiled import compiled
+from histoquant.analysis.filters import brushed, capped_distance, gauss, opened, without_holes
 from histoquant.errors import InputError
 
 if TYPE_CHECKING:
@@ -238,74 +240,99 @@ def _plane(image: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(image[0, 0], dtype=np.float32)
 
 
-def _gauss(image: NDArray[np.float32], sigma: float, truncate: float = TRUNCATE) -> NDArray[np.float32]:
-    from scipy import ndimage
-
-    return np.asarray(ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=truncate))
-
-
 def _haze(broad: NDArray[np.float32], diameter: float) -> NDArray[np.float32]:
     """Return what is wider than a nucleus: opened with a square, smoothed, not below 0."""
-    from scipy import ndimage
-
-    window = int(HAZE_WINDOW * diameter) | 1
-    opened = ndimage.minimum_filter(broad, window, mode="nearest")
-    opened = ndimage.maximum_filter(np.maximum(opened, 0), window, mode="nearest")
-    return _gauss(opened, HAZE_SIGMA * diameter, HAZE_TRUNCATE)
+    wide = opened(broad, int(HAZE_WINDOW * diameter))
+    return gauss(np.maximum(wide, 0, out=wide), HAZE_SIGMA * diameter, HAZE_TRUNCATE)
 
 
 def _labels(
     image: NDArray[np.float32], diameter: float, threshold: float, params: WatershedParams
 ) -> NDArray[np.uint32]:
     """Return the (y, x) labels of a plane; the diameter is in pixels."""
-    from scipy import ndimage
-
     if not image.size:
         return np.zeros(image.shape, dtype=np.uint32)
-    broad = _gauss(image, BROAD_SIGMA * diameter)
+    broad = gauss(image, BROAD_SIGMA * diameter, TRUNCATE)
     haze = _haze(broad, diameter)
-    fine = _gauss(image, FINE_SIGMA * diameter) - haze
-    clear = broad - haze
+    fine = gauss(image, FINE_SIGMA * diameter, TRUNCATE)
+    fine -= haze
+    clear = np.subtract(broad, haze, out=haze)
 
-    above = fine > np.float32(params.edge * threshold)
-    basin, summit = local_basins(clear, above, join=JOIN_BRIGHTNESS, rounds=1)
+    basin, summit = local_basins(clear, fine > np.float32(params.edge * threshold), join=JOIN_BRIGHTNESS, rounds=1)
     if not len(summit):
         return basin
     height = clear.ravel()[summit]
     nucleus = (height > threshold) & (height > params.min_contrast * broad.ravel()[summit])
-    height_of = np.concatenate([[np.inf], np.where(nucleus, height, np.inf)]).astype(np.float32)[basin]
-    mask = fine > np.float32(params.edge) * height_of
-    mask = _without_holes(mask, HOLE * diameter)
-    mask = ndimage.binary_opening(mask, iterations=max(1, round(BRUSH * diameter)))
+    del broad
+    height_of = np.concatenate([[np.inf], np.where(nucleus, height, np.inf)]).astype(np.float32)
+    mask = _above_part(fine, basin, height_of * np.float32(params.edge))
+    del fine
+    mask = brushed(without_holes(mask, HOLE * diameter), max(1, round(BRUSH * diameter)))
 
-    distance = np.minimum(ndimage.distance_transform_edt(mask), DISTANCE_CAP * diameter).astype(np.float32)
-    distance = _gauss(distance, DISTANCE_SIGMA * diameter)
-    # The root of brightness: it decides where shapes do not, and it is exact to the last bit, as a power is
-    # not.
-    brightness = np.sqrt(np.clip(clear / height_of, np.float32(0.05), np.float32(1)))
-    labels, _ = local_basins(distance * brightness, mask, join=params.split, rounds=2)
-
-    area = np.bincount(labels.ravel())
+    distance = gauss(capped_distance(mask, DISTANCE_CAP * diameter), DISTANCE_SIGMA * diameter, TRUNCATE)
+    _weigh(distance, clear, basin, height_of)
+    del clear, basin
+    labels, _ = local_basins(distance, mask, join=params.split, rounds=2)
+    del distance, mask
     disc = math.pi / 4 * diameter**2
-    kept = (area >= params.min_area * disc) & (area <= params.max_area * disc)
-    kept[0] = False
-    relabelled: NDArray[np.uint32] = (kept.cumsum() * kept).astype(np.uint32)[labels]
-    return relabelled
+    return _of_size(labels, params.min_area * disc, params.max_area * disc)
 
 
-def _without_holes(mask: NDArray[np.bool_], extent: float) -> NDArray[np.bool_]:
-    """Fill holes that are no wider and no higher than an extent; a gap at the image's rim is no hole."""
-    from scipy import ndimage
+@compiled
+def _above_part(
+    fine: NDArray[np.float32], basin: NDArray[np.uint32], limit_of: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """Return where an image is above the limit of its basin."""
+    mask = np.empty(fine.shape, dtype=np.bool_)
+    for y in range(fine.shape[0]):
+        values, basins, out = fine[y], basin[y], mask[y]
+        for x in range(fine.shape[1]):
+            out[x] = basins[x] > 0 and values[x] > limit_of[basins[x]]
+    return mask
 
-    gaps, _ = ndimage.label(~mask)
-    boxes = np.array(
-        [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in ndimage.find_objects(gaps)]
-    ).reshape(-1, 4)
-    top, bottom, left, right = boxes.T
-    inside = (top > 0) & (left > 0) & (bottom < mask.shape[0]) & (right < mask.shape[1])
-    hole = inside & (bottom - top <= extent) & (right - left <= extent)
-    filled: NDArray[np.bool_] = mask | np.concatenate([[False], hole])[gaps]
-    return filled
+
+@compiled
+def _weigh(
+    distance: NDArray[np.float32],
+    clear: NDArray[np.float32],
+    basin: NDArray[np.uint32],
+    height_of: NDArray[np.float32],
+) -> None:
+    """Multiply distance by the root of brightness, 1 at the summit.
+
+    The root: it decides where shapes do not, and it is exact to the last bit, as a power is not.
+    """
+    low, one = np.float32(0.05), np.float32(1)
+    for y in range(distance.shape[0]):
+        out, values, basins = distance[y], clear[y], basin[y]
+        for x in range(distance.shape[1]):
+            if out[x] > 0:
+                out[x] *= np.sqrt(min(max(values[x] / height_of[basins[x]], low), one))
+
+
+@compiled
+def _of_size(labels: NDArray[np.uint32], least: float, most: float) -> NDArray[np.uint32]:
+    """Return labels without those of too few or too many pixels, numbered from 1 without gaps."""
+    n_rows, n_columns = labels.shape
+    n = np.uint32(0)
+    for y in range(n_rows):
+        for x in range(n_columns):
+            n = max(n, labels[y, x])
+    area = np.zeros(n + 1, dtype=np.int64)
+    for y in range(n_rows):
+        for x in range(n_columns):
+            area[labels[y, x]] += 1
+    number = np.zeros(n + 1, dtype=np.uint32)
+    kept = 0
+    for i in range(1, n + 1):
+        if least <= area[i] <= most:
+            kept += 1
+            number[i] = kept
+    result = np.empty((n_rows, n_columns), dtype=np.uint32)
+    for y in range(n_rows):
+        for x in range(n_columns):
+            result[y, x] = number[labels[y, x]]
+    return result
 
 
 def _with_signal(planes: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
@@ -332,7 +359,7 @@ def _threshold(planes: list[NDArray[np.float32]], diameter: float, noise: float)
     """Return half of Otsu's threshold of what stands above background, at least well above smoothed noise."""
     from skimage.filters import threshold_otsu
 
-    values = [np.maximum(_gauss(plane, FINE_SIGMA * diameter), 0).ravel() for plane in planes]
+    values = [np.maximum(gauss(plane, FINE_SIGMA * diameter, TRUNCATE), 0).ravel() for plane in planes]
     pooled = np.concatenate(values) if values else np.zeros(1)
     # White noise of a pixel, smoothed by a Gaussian of s pixels, has 1 / (2 sqrt(pi) s) of its deviation.
     smoothed = noise / max(1.0, 2 * math.sqrt(math.pi) * BROAD_SIGMA * diameter)
@@ -367,7 +394,7 @@ def _typical_blob(planes: list[NDArray[np.float32]], noise: float) -> tuple[floa
             blob &= answer > np.maximum(floor, 1e-3)[:, np.newaxis, np.newaxis]
             for k in (1, 2, 3):  # the first and last scale only tell whether their neighbours are maxima
                 height = answer[k][blob[k]]
-                light = np.maximum(_gauss(small, sigmas[k] / 2)[blob[k]], height)
+                light = np.maximum(gauss(small, sigmas[k] / 2, TRUNCATE)[blob[k]], height)
                 found.append(np.stack([np.full(len(height), scales[k] * factor), light, height**2 / light]))
     diameter, brightness, strength = np.concatenate(found, axis=1)
     if not len(diameter):

@@ -1,0 +1,289 @@
+"""Neighbourhood filters whose value at a pixel is the same, to the last bit, in any crop that holds its reach.
+
+Sums run in one fixed order (centre, then pairs outwards) and never as a running sum; minima, maxima and distances are
+exact. Beyond the image its edge pixels go on, except where a function says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histoquant.analysis.compiled import compiled
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def gauss(image: NDArray[np.float32], sigma: float, truncate: float) -> NDArray[np.float32]:
+    """Return an image smoothed by a Gaussian that is cut off at ``truncate`` standard deviations.
+
+    Parameters
+    ----------
+    image : (y, x) float32
+    sigma : float
+        In pixels.
+    """
+    radius = int(truncate * sigma + 0.5)
+    weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
+    weights /= weights[0] + 2 * weights[1:].sum()
+    return _separable(np.ascontiguousarray(image), weights.astype(np.float32))
+
+
+@compiled
+def _separable(image: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the sum of symmetric neighbours, first along columns, then along rows; ``weights[0]`` is the centre's."""
+    height, width = image.shape
+    radius = len(weights) - 1
+    result = np.empty_like(image)
+    line = np.empty(width + 2 * radius, dtype=np.float32)
+    for y in range(height):
+        inner = line[radius : radius + width]
+        row = image[y]
+        for x in range(width):
+            inner[x] = weights[0] * row[x]
+        for k in range(1, radius + 1):
+            above, below, weight = image[max(y - k, 0)], image[min(y + k, height - 1)], weights[k]
+            for x in range(width):
+                inner[x] += weight * (above[x] + below[x])
+        line[:radius] = inner[0]
+        line[radius + width :] = inner[width - 1]
+        out = result[y]
+        for x in range(width):
+            out[x] = weights[0] * inner[x]
+        for k in range(1, radius + 1):
+            left, right, weight = (
+                line[radius - k : radius - k + width],
+                line[radius + k : radius + k + width],
+                weights[k],
+            )
+            for x in range(width):
+                out[x] += weight * (left[x] + right[x])
+    return result
+
+
+def opened(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Return the grey opening of an image by a square: what is narrower along an axis is taken off.
+
+    Parameters
+    ----------
+    image : (y, x) float32
+    side : int
+        Of the square, in pixels; an even one is made odd by one more.
+    """
+    side = side | 1
+    negative = _dilated(-image, side)
+    return _dilated(np.negative(negative, out=negative), side)
+
+
+@compiled
+def _dilated(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Return the maximum over a square of odd side (van Herk 1992 along columns, doubled steps along rows)."""
+    height, width = image.shape
+    radius = side // 2
+    result = np.empty_like(image)
+    if not image.size:
+        return result
+    low = np.float32(-np.inf)
+    suffix = np.empty((side, width), dtype=np.float32)
+    prefix = np.empty(width, dtype=np.float32)
+    one, two = np.empty(width + side, dtype=np.float32), np.empty(width + side, dtype=np.float32)
+    for first in range(0, height, side):
+        # Windows of rows y - radius ... y + radius for y = first ...: the tail of one block of rows, the head of the
+        # next.
+        start = first - radius
+        for j in range(side - 1, -1, -1):
+            row = image[min(max(start + j, 0), height - 1)]
+            here = suffix[j]
+            if j == side - 1:
+                here[:] = row
+            else:
+                after = suffix[j + 1]
+                for x in range(width):
+                    here[x] = max(row[x], after[x])
+        prefix[:] = low
+        for j in range(min(side, height - first)):
+            column = one[radius : radius + width]
+            tail = suffix[j]
+            if j:
+                row = image[min(start + side + j - 1, height - 1)]
+                for x in range(width):
+                    prefix[x] = max(prefix[x], row[x])
+            for x in range(width):
+                column[x] = max(tail[x], prefix[x])
+            one[:radius] = low
+            one[radius + width :] = low
+            source, target, reach = one, two, 1
+            while 2 * reach <= side:
+                near, far, out = source[: width + side - reach], source[reach:], target[: width + side - reach]
+                for x in range(width + side - reach):
+                    out[x] = max(near[x], far[x])
+                # What the last step could not pair up lies beyond every window.
+                target[width + side - reach :] = low
+                source, target, reach = target, source, 2 * reach
+            near, far, out = source[:width], source[side - reach : side - reach + width], result[first + j]
+            for x in range(width):
+                out[x] = max(near[x], far[x])
+    return result
+
+
+@compiled
+def eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pixels of a (y, x) mask whose four neighbours are in it too; beyond the image nothing is."""
+    height, width = mask.shape
+    result = np.zeros_like(mask)
+    for y in range(1, height - 1):
+        above, row, below, out = mask[y - 1], mask[y], mask[y + 1], result[y]
+        left, right = row[: width - 2], row[2:]
+        for x in range(1, width - 1):
+            out[x] = above[x] & below[x] & row[x]
+        inner = out[1 : width - 1]
+        for x in range(width - 2):
+            inner[x] &= left[x] & right[x]
+    return result
+
+
+@compiled
+def dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pixels of a (y, x) mask and their four neighbours."""
+    height, width = mask.shape
+    result = mask.copy()
+    for y in range(height):
+        row, out = mask[y], result[y]
+        above, below = mask[max(y - 1, 0)], mask[min(y + 1, height - 1)]
+        for x in range(width):
+            out[x] |= above[x] | below[x]
+        left, right, inner, outer = row[: width - 1], row[1:], out[1:], out[: width - 1]
+        for x in range(width - 1):
+            inner[x] |= left[x]
+        for x in range(width - 1):
+            outer[x] |= right[x]
+    return result
+
+
+def brushed(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Return the opening of a (y, x) mask by a diamond: filaments thinner than it are taken off."""
+    for _ in range(radius):
+        mask = eroded(mask)
+    for _ in range(radius):
+        mask = dilated(mask)
+    return mask
+
+
+@compiled
+def without_holes(mask: NDArray[np.bool_], extent: float) -> NDArray[np.bool_]:
+    """Return a (y, x) mask with its holes filled that are no wider and no higher than an extent in pixels.
+
+    A hole is ground connected along rows and columns; a gap at the image's rim is none.
+    """
+    height, width = mask.shape
+    # Runs of ground row by row; each points to an earlier one of its component, and the root knows the extent.
+    most = 1024
+    first, last, line = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.int32)
+    parent, top, left, right = (
+        np.empty(most, np.int32),
+        np.empty(most, np.int32),
+        np.empty(most, np.int32),
+        np.empty(most, np.int32),
+    )
+    bottom = np.empty(most, np.int32)
+    n, before, row_start = 0, 0, 0
+    for y in range(height):
+        before, row_start = row_start, n
+        x = 0
+        row = mask[y]
+        while x < width:
+            if row[x]:
+                x += 1
+                continue
+            start = x
+            while x < width and not row[x]:
+                x += 1
+            if n == most:
+                more = np.empty(most, np.int32)
+                first, last, line = np.append(first, more), np.append(last, more), np.append(line, more)
+                parent, top, bottom = np.append(parent, more), np.append(top, more), np.append(bottom, more)
+                left, right = np.append(left, more), np.append(right, more)
+                most *= 2
+            first[n], last[n], line[n], parent[n] = start, x - 1, y, n
+            top[n], bottom[n], left[n], right[n] = y, y, start, x - 1
+            n += 1
+        above = before
+        for run in range(row_start, n):
+            while above < row_start and last[above] < first[run]:
+                above += 1
+            other = above
+            while other < row_start and first[other] <= last[run]:
+                a, b = run, other
+                while parent[a] != a:
+                    parent[a] = parent[parent[a]]
+                    a = parent[a]
+                while parent[b] != b:
+                    parent[b] = parent[parent[b]]
+                    b = parent[b]
+                if a != b:
+                    low, high = min(a, b), max(a, b)
+                    parent[high] = low
+                    top[low], bottom[low] = min(top[low], top[high]), max(bottom[low], bottom[high])
+                    left[low], right[low] = min(left[low], left[high]), max(right[low], right[high])
+                other += 1
+    filled = mask.copy()
+    for run in range(n):
+        root = run
+        while parent[root] != root:
+            root = parent[root]
+        inside = top[root] > 0 and left[root] > 0 and bottom[root] < height - 1 and right[root] < width - 1
+        small = bottom[root] - top[root] + 1 <= extent and right[root] - left[root] + 1 <= extent
+        if inside and small:
+            filled[line[run], first[run] : last[run] + 1] = True
+    return filled
+
+
+@compiled
+def capped_distance(mask: NDArray[np.bool_], cap: float) -> NDArray[np.float32]:
+    """Return how far each pixel of a mask is from the ground, centre to centre, in pixels and at most ``cap``.
+
+    Beyond the image there is no ground.
+
+    Parameters
+    ----------
+    mask : (y, x) bool
+    cap : float
+        Below 255.
+
+    Returns
+    -------
+    (y, x) float32, 0 = ground
+    """
+    height, width = mask.shape
+    reach = math.ceil(cap)
+    limit = np.uint8(min(reach, 254) + 1)
+    vertical = np.empty((height, width), dtype=np.uint8)
+    for y in range(height):
+        row, out = mask[y], vertical[y]
+        above = vertical[max(y - 1, 0)]
+        for x in range(width):
+            further = limit if y == 0 else min(limit, np.uint8(above[x] + 1))
+            out[x] = further if row[x] else np.uint8(0)
+    for y in range(height - 2, -1, -1):
+        below, out = vertical[y + 1], vertical[y]
+        for x in range(width):
+            out[x] = min(out[x], np.uint8(below[x] + 1))
+    result = np.zeros((height, width), dtype=np.float32)
+    for y in range(height):
+        line, out = vertical[y], result[y]
+        for x in range(width):
+            if line[x] == 0:
+                continue
+            best = np.int64(line[x]) * np.int64(line[x])
+            for k in range(1, reach + 1):
+                if k * k >= best:
+                    break
+                if x >= k:
+                    best = min(best, np.int64(line[x - k]) * np.int64(line[x - k]) + k * k)
+                if x + k < width:
+                    best = min(best, np.int64(line[x + k]) * np.int64(line[x + k]) + k * k)
+            out[x] = np.float32(min(math.sqrt(best), cap))
+    return result
