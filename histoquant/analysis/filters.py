@@ -26,39 +26,63 @@ def gauss(image: NDArray[np.float32], sigma: float, truncate: float) -> NDArray[
     sigma : float
         In pixels.
     """
-    radius = int(truncate * sigma + 0.5)
-    weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
+    weights = _bell(sigma, truncate)
+    return _separable(np.ascontiguousarray(image), weights, weights)
+
+
+def blob_answer(image: NDArray[np.float32], sigma: float, truncate: float) -> NDArray[np.float32]:
+    """Return how strongly bright blobs answer: the negative Laplacian of Gaussian, normalised by sigma squared.
+
+    Parameters
+    ----------
+    image : (y, x) float32
+    sigma : float
+        In pixels. A disc of diameter d answers strongest at d / sqrt(8) (Lindeberg 1998).
+    """
+    bell = _bell(sigma, truncate)
+    steps = np.arange(len(bell), dtype=np.float32) / np.float32(sigma)
+    bend = bell * (1 - steps * steps)
+    # A kernel cut off does not sum to 0 by itself; an even field must not answer.
+    bend -= bell * (bend[0] + 2 * bend[1:].sum())
+    image = np.ascontiguousarray(image)
+    answer = _separable(image, bend, bell)
+    answer += _separable(image, bell, bend)
+    return answer
+
+
+def _bell(sigma: float, truncate: float) -> NDArray[np.float32]:
+    """Return the centre and one side of a Gaussian kernel that sums to 1."""
+    weights = np.exp(-0.5 * (np.arange(int(truncate * sigma + 0.5) + 1) / sigma) ** 2)
     weights /= weights[0] + 2 * weights[1:].sum()
-    return _separable(np.ascontiguousarray(image), weights.astype(np.float32))
+    return weights.astype(np.float32)
 
 
 @compiled
-def _separable(image: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the sum of symmetric neighbours, first along columns, then along rows; ``weights[0]`` is the centre's."""
+def _separable(
+    image: NDArray[np.float32], along_y: NDArray[np.float32], along_x: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the sum of symmetric neighbours, first along columns, then along rows; the centre's weight comes first."""
     height, width = image.shape
-    radius = len(weights) - 1
+    radius = len(along_x) - 1
     result = np.empty_like(image)
     line = np.empty(width + 2 * radius, dtype=np.float32)
     for y in range(height):
         inner = line[radius : radius + width]
         row = image[y]
         for x in range(width):
-            inner[x] = weights[0] * row[x]
-        for k in range(1, radius + 1):
-            above, below, weight = image[max(y - k, 0)], image[min(y + k, height - 1)], weights[k]
+            inner[x] = along_y[0] * row[x]
+        for k in range(1, len(along_y)):
+            above, below, weight = image[max(y - k, 0)], image[min(y + k, height - 1)], along_y[k]
             for x in range(width):
                 inner[x] += weight * (above[x] + below[x])
         line[:radius] = inner[0]
         line[radius + width :] = inner[width - 1]
         out = result[y]
         for x in range(width):
-            out[x] = weights[0] * inner[x]
+            out[x] = along_x[0] * inner[x]
         for k in range(1, radius + 1):
-            left, right, weight = (
-                line[radius - k : radius - k + width],
-                line[radius + k : radius + k + width],
-                weights[k],
-            )
+            left, right = line[radius - k : radius - k + width], line[radius + k : radius + k + width]
+            weight = along_x[k]
             for x in range(width):
                 out[x] += weight * (left[x] + right[x])
     return result

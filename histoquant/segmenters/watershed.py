@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from histoquant.analysis.basins import local_basins
+from histoquant.analysis.blobs import NOISE_FACTOR, typical_blob, weighted_median
 from histoquant.analysis.compiled import compiled
 from histoquant.analysis.filters import brushed, capped_distance, gauss, opened, without_holes
 from histoquant.errors import InputError
@@ -53,8 +54,6 @@ MIN_DIAMETER_PX = 3.0
 DEFAULT_DIAMETER_UM = 8.0  # of most rodent neurons; used on a slide where nothing can be measured
 SURVEYED = 16
 SURVEYED_PX = 512
-OCTAVES_PX = (4, 8, 16, 32, 64)
-NOISE_FACTOR = 8.0  # noise is correlated in real images, so that it is smoothed away less than white noise
 GLARE, MAX_ROUNDS = 3.0, 8  # debris counts as this many typical nuclei at most
 
 
@@ -168,7 +167,7 @@ class Watershed:
             return params
         planes = _with_signal([_plane(sample) for sample in samples])
         noise = _pixel_noise(planes)
-        diameter, brightness = _typical_blob(planes, noise) or (DEFAULT_DIAMETER_UM / pixel_size_um, np.inf)
+        diameter, brightness = typical_blob(planes, noise) or (DEFAULT_DIAMETER_UM / pixel_size_um, np.inf)
         planes = [np.minimum(plane, np.float32(GLARE * brightness)) for plane in planes]
         if params.diameter_um is not None:
             diameter = params.diameter_um / pixel_size_um
@@ -366,60 +365,8 @@ def _threshold(planes: list[NDArray[np.float32]], diameter: float, noise: float)
     return max(0.5 * float(threshold_otsu(pooled, nbins=1024)), NOISE_FACTOR * smoothed, 1e-3)
 
 
-def _typical_blob(planes: list[NDArray[np.float32]], noise: float) -> tuple[float, float] | None:
-    """Return diameter in pixels and brightness of typical blobs, or None when there are none.
-
-    A disc of diameter d answers strongest to a Laplacian of Gaussian of sigma d / sqrt(8), normalised by sigma^2
-    (Lindeberg 1998). Large scales are looked at in shrunken images. The strength of a blob is that answer times its
-    part of the brightness there, which tells a nucleus from the grain of a larger one. Blobs well below the typical
-    strength are left out; the typical one is a median by area and root of strength, so that neither many specks nor
-    little bright debris decides.
-    """
-    from scipy import ndimage
-
-    found = [np.empty((3, 0))]
-    for plane in planes:
-        for octave in OCTAVES_PX:
-            factor = max(1, octave // 8)
-            small = _shrunk(plane, factor)
-            if min(small.shape) < 8:
-                break
-            scales = octave / factor * 2.0 ** (np.arange(-1, 4) / 3)
-            sigmas = scales / math.sqrt(8)
-            answer = np.stack(
-                [-(s**2) * ndimage.gaussian_laplace(small, s, mode="nearest", truncate=3.0) for s in sigmas]
-            )
-            blob = answer == ndimage.maximum_filter(answer, 3, mode="constant", cval=-np.inf)
-            floor = NOISE_FACTOR * noise / factor / (math.sqrt(2 * math.pi) * sigmas)
-            blob &= answer > np.maximum(floor, 1e-3)[:, np.newaxis, np.newaxis]
-            for k in (1, 2, 3):  # the first and last scale only tell whether their neighbours are maxima
-                height = answer[k][blob[k]]
-                light = np.maximum(gauss(small, sigmas[k] / 2, TRUNCATE)[blob[k]], height)
-                found.append(np.stack([np.full(len(height), scales[k] * factor), light, height**2 / light]))
-    diameter, brightness, strength = np.concatenate(found, axis=1)
-    if not len(diameter):
-        return None
-    typical = _weighted_median(strength, diameter**2 * np.sqrt(strength))
-    strong = strength > 0.6 * typical
-    diameter, brightness, strength = diameter[strong], brightness[strong], strength[strong]
-    weight = np.minimum(strength, typical) * diameter
-    return _weighted_median(diameter, weight), _weighted_median(brightness, weight)
-
-
-def _shrunk(plane: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    height, width = (n // factor * factor for n in plane.shape)
-    blocks = plane[:height, :width].reshape(height // factor, factor, width // factor, factor)
-    return np.asarray(blocks.mean(axis=(1, 3)), dtype=np.float32)
-
-
 def _median_diameter(labels: list[NDArray[np.uint32]]) -> float | None:
     """Return the median equivalent diameter of all objects, each weighed by it; None without objects."""
     areas = np.concatenate([np.bincount(part.ravel())[1:] for part in labels])
     diameters = 2 * np.sqrt(areas / math.pi)
-    return _weighted_median(diameters, diameters) if len(areas) else None
-
-
-def _weighted_median(values: NDArray[Any], weights: NDArray[Any]) -> float:
-    order = np.argsort(values, kind="stable")
-    total = weights[order].cumsum()
-    return float(values[order][np.searchsorted(total, total[-1] / 2)])
+    return weighted_median(diameters, diameters) if len(areas) else None
