@@ -15,7 +15,7 @@ from histoquant.analysis.compiled import compiled
 from histoquant.analysis.filters import gauss, opened
 from histoquant.errors import InputError
 from histoquant.model.panel import bound, channel_of
-from histoquant.model.recipe import Recipe, Segment, plugin_parameters
+from histoquant.model.recipe import BackgroundSettings, Recipe, Segment, plugin_parameters
 from histoquant.model.slide import Box, Slide
 
 if TYPE_CHECKING:
@@ -212,6 +212,17 @@ def normalised(
         held = np.minimum(plane, np.float32(SPECK_HEADROOM) * opened(plane, side))
         first = np.maximum(first, fading * held)
     return first
+
+
+def alone(raw: NDArray[Any], pixel_size_um: float, settings: BackgroundSettings) -> NDArray[np.float32]:
+    """Return a (y, x) image as a segmenter sees it, taking it for a whole slide of one channel.
+
+    For arrays that are no slide: benchmarks, training, notebooks.
+    """
+    factor = min(max(1, int(COARSE_UM / pixel_size_um)), *raw.shape)
+    coarse = _block_means(raw[np.newaxis], factor)
+    told = estimate(coarse, factor, pixel_size_um=pixel_size_um, settings=settings)
+    return _scaled(raw, told.at(Box(0, raw.shape[0], 0, raw.shape[1]), 0), told.scale[0])
 
 
 @compiled

@@ -178,3 +178,28 @@ def _rename(basin: NDArray[np.uint32], pixels: NDArray[np.int32], number: NDArra
     """Put each place's number instead of its basin's."""
     for p in pixels:
         basin[p] = number[basin[p]]
+
+
+@compiled
+def of_size(labels: NDArray[np.uint32], least: float, most: float) -> NDArray[np.uint32]:
+    """Return labels without those of too few or too many pixels, numbered from 1 without gaps."""
+    n_rows, n_columns = labels.shape
+    n = np.uint32(0)
+    for y in range(n_rows):
+        for x in range(n_columns):
+            n = max(n, labels[y, x])
+    area = np.zeros(n + 1, dtype=np.int64)
+    for y in range(n_rows):
+        for x in range(n_columns):
+            area[labels[y, x]] += 1
+    number = np.zeros(n + 1, dtype=np.uint32)
+    kept = 0
+    for i in range(1, n + 1):
+        if least <= area[i] <= most:
+            kept += 1
+            number[i] = kept
+    result = np.empty((n_rows, n_columns), dtype=np.uint32)
+    for y in range(n_rows):
+        for x in range(n_columns):
+            result[y, x] = number[labels[y, x]]
+    return result

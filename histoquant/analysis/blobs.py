@@ -84,3 +84,10 @@ def weighted_median(values: NDArray[Any], weights: NDArray[Any]) -> float:
     order = np.argsort(values, kind="stable")
     total = weights[order].cumsum()
     return float(values[order][np.searchsorted(total, total[-1] / 2)])
+
+
+def median_diameter(labels: list[NDArray[np.uint32]]) -> float | None:
+    """Return the median equivalent diameter in pixels of all objects, each weighed by it; None without objects."""
+    areas = np.concatenate([np.bincount(part.ravel())[1:] for part in labels])
+    diameters = 2 * np.sqrt(areas / math.pi)
+    return weighted_median(diameters, diameters) if len(areas) else None

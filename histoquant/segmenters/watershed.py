@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from histoquant.analysis.basins import local_basins
-from histoquant.analysis.blobs import NOISE_FACTOR, typical_blob, weighted_median
+from histoquant.analysis.basins import local_basins, of_size
+from histoquant.analysis.blobs import NOISE_FACTOR, median_diameter, typical_blob
 from histoquant.analysis.compiled import compiled
 from histoquant.analysis.filters import brushed, capped_distance, gauss, opened, without_holes
 from histoquant.errors import InputError
+from histoquant.segmenters.planes import plane_of, with_signal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,8 +53,6 @@ FILTER_REACH = HAZE_WINDOW + TRUNCATE * (BROAD_SIGMA + DISTANCE_SIGMA) + HAZE_TR
 REACH = FILTER_REACH + DISTANCE_CAP + HOLE + 4 * BRUSH + 3 * 0.5
 MIN_DIAMETER_PX = 3.0
 DEFAULT_DIAMETER_UM = 8.0  # of most rodent neurons; used on a slide where nothing can be measured
-SURVEYED = 16
-SURVEYED_PX = 512
 GLARE, MAX_ROUNDS = 3.0, 8  # debris counts as this many typical nuclei at most
 
 
@@ -165,7 +164,7 @@ class Watershed:
         params = self.params
         if None not in (params.diameter_um, params.threshold):
             return params
-        planes = _with_signal([_plane(sample) for sample in samples])
+        planes = with_signal([plane_of(sample) for sample in samples])
         noise = _pixel_noise(planes)
         diameter, brightness = typical_blob(planes, noise) or (DEFAULT_DIAMETER_UM / pixel_size_um, np.inf)
         planes = [np.minimum(plane, np.float32(GLARE * brightness)) for plane in planes]
@@ -184,7 +183,7 @@ class Watershed:
         """Return the diameter in pixels that the objects found with it have."""
         for _ in range(MAX_ROUNDS):
             threshold = self.params.threshold or _threshold(planes, diameter, noise)
-            found = _median_diameter([_labels(plane, diameter, threshold, self.params) for plane in planes])
+            found = median_diameter([_labels(plane, diameter, threshold, self.params) for plane in planes])
             if found is None:
                 break
             # Steps are bounded: one bad round must not throw a good estimate away.
@@ -219,7 +218,7 @@ class Watershed:
                 f"Nuclei of {diameter_um:g} um are {diameter:.1f} pixels of {pixel_size_um:g} um across.",
                 "Give the true diameter_um or pixel size, or scan at a higher magnification.",
             )
-        return _labels(_plane(image), diameter, threshold, self.params)[np.newaxis]
+        return _labels(plane_of(image), diameter, threshold, self.params)[np.newaxis]
 
     def _resolved(self) -> tuple[float, float]:
         if self.params.diameter_um is None or self.params.threshold is None:
@@ -228,15 +227,6 @@ class Watershed:
                 "Give diameter_um and threshold, or use the parameters that survey() returns.",
             )
         return self.params.diameter_um, self.params.threshold
-
-
-def _plane(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    if image.ndim != 4 or image.shape[:2] != (1, 1):
-        raise InputError(
-            f"The watershed segmenter takes one channel and one plane, not an image of shape {image.shape}.",
-            "Combine the channels and project the stack first.",
-        )
-    return np.ascontiguousarray(image[0, 0], dtype=np.float32)
 
 
 def _haze(broad: NDArray[np.float32], diameter: float) -> NDArray[np.float32]:
@@ -274,7 +264,7 @@ def _labels(
     labels, _ = local_basins(distance, mask, join=params.split, rounds=2)
     del distance, mask
     disc = math.pi / 4 * diameter**2
-    return _of_size(labels, params.min_area * disc, params.max_area * disc)
+    return of_size(labels, params.min_area * disc, params.max_area * disc)
 
 
 @compiled
@@ -309,42 +299,6 @@ def _weigh(
                 out[x] *= np.sqrt(min(max(values[x] / height_of[basins[x]], low), one))
 
 
-@compiled
-def _of_size(labels: NDArray[np.uint32], least: float, most: float) -> NDArray[np.uint32]:
-    """Return labels without those of too few or too many pixels, numbered from 1 without gaps."""
-    n_rows, n_columns = labels.shape
-    n = np.uint32(0)
-    for y in range(n_rows):
-        for x in range(n_columns):
-            n = max(n, labels[y, x])
-    area = np.zeros(n + 1, dtype=np.int64)
-    for y in range(n_rows):
-        for x in range(n_columns):
-            area[labels[y, x]] += 1
-    number = np.zeros(n + 1, dtype=np.uint32)
-    kept = 0
-    for i in range(1, n + 1):
-        if least <= area[i] <= most:
-            kept += 1
-            number[i] = kept
-    result = np.empty((n_rows, n_columns), dtype=np.uint32)
-    for y in range(n_rows):
-        for x in range(n_columns):
-            result[y, x] = number[labels[y, x]]
-    return result
-
-
-def _with_signal(planes: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """Return the middles of up to 16 windows, evenly from the half with more signal."""
-    planes = [plane for plane in planes if plane.size]
-    if len(planes) > SURVEYED:
-        signal = [float(np.clip(plane[::4, ::4], 0, 1).mean(dtype=np.float64)) for plane in planes]
-        upper = np.argsort(signal, kind="stable")[-max(SURVEYED, len(planes) // 2) :]
-        planes = [planes[i] for i in upper[np.linspace(0, len(upper) - 1, SURVEYED).round().astype(int)]]
-    starts = [[max(0, (n - SURVEYED_PX) // 2) for n in plane.shape] for plane in planes]
-    return [plane[y : y + SURVEYED_PX, x : x + SURVEYED_PX] for plane, (y, x) in zip(planes, starts, strict=True)]
-
-
 def _pixel_noise(planes: list[NDArray[np.float32]]) -> float:
     """Return the standard deviation of a pixel's noise, from second differences along rows, blind to slopes.
 
@@ -363,10 +317,3 @@ def _threshold(planes: list[NDArray[np.float32]], diameter: float, noise: float)
     # White noise of a pixel, smoothed by a Gaussian of s pixels, has 1 / (2 sqrt(pi) s) of its deviation.
     smoothed = noise / max(1.0, 2 * math.sqrt(math.pi) * BROAD_SIGMA * diameter)
     return max(0.5 * float(threshold_otsu(pooled, nbins=1024)), NOISE_FACTOR * smoothed, 1e-3)
-
-
-def _median_diameter(labels: list[NDArray[np.uint32]]) -> float | None:
-    """Return the median equivalent diameter of all objects, each weighed by it; None without objects."""
-    areas = np.concatenate([np.bincount(part.ravel())[1:] for part in labels])
-    diameters = 2 * np.sqrt(areas / math.pi)
-    return weighted_median(diameters, diameters) if len(areas) else None

@@ -1,0 +1,285 @@
+"""The bundled network: nuclei at the accuracy of much larger ones, on a laptop's processor, without a download.
+
+A crop is segmented in four steps:
+
+1. it is resampled so that a nucleus is `WORKING_PX` pixels across: the only size the network has to know;
+2. the network, a U-Net of 0.8 million weights that works at half that resolution inside, gives each pixel a
+   probability to be nucleus and a height, 1 in the middle of a nucleus and 0 at its outline, also where two touch;
+3. what is probably nucleus is divided among the summits of the height (`histoquant.analysis.basins`);
+4. labels go back to the pixels of the crop, outlines interpolated.
+
+The weights are a file in the package (ONNX, which holds numbers and the names of operations but no code), checked
+against `WEIGHTS_SHA256` before they are used. How they were made, on what, and what they cannot do is written in
+``workflows/train_nuclei/MODEL_CARD.md``.
+
+A network is not exact at seams as the watershed is: it sees a pixel's surroundings through grids of 2 to 16 working
+pixels, whose phase depends on where a crop begins. How little that changes is measured in ``tests/test_network.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from histoquant.analysis.basins import local_basins, of_size
+from histoquant.analysis.blobs import median_diameter
+from histoquant.analysis.resample import labels_at, resampled
+from histoquant.cores import available_cores
+from histoquant.errors import InputError, PluginError
+from histoquant.segmenters.planes import plane_of, with_signal
+from histoquant.segmenters.watershed import DEFAULT_DIAMETER_UM, MIN_DIAMETER_PX, Watershed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WEIGHTS = Path(__file__).with_name("weights") / "nuclei.onnx"
+WEIGHTS_SHA256 = "0"
+
+WORKING_PX = 13.0
+"""Diameter of a nucleus, in pixels, as the network was trained to see it."""
+
+CELL = 16
+"""Side of the network's coarsest grid: what it is given is a multiple of it."""
+
+PIECE = 1024
+"""Largest side of what is given to the network at once; bounds its memory to about 200 MB."""
+
+MARGIN = 64
+"""How far the surroundings of a pixel are looked at when a crop is given in pieces; a multiple of `CELL`."""
+
+REACH = 4.0
+"""How far, in diameters, from a crop's edge labels may differ; measured in tests/test_network.py."""
+
+MAX_ROUNDS = 4
+
+
+class NetworkParams(BaseModel):
+    """Parameters of the bundled network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    diameter_um: float | None = Field(
+        None,
+        gt=0,
+        le=200,
+        title="Nuclear diameter (um)",
+        description="Typical diameter of a nucleus; estimated once per slide when not given.",
+    )
+    probability: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        title="Probability",
+        description="A pixel at least this probably in a nucleus is taken for one; higher makes nuclei smaller and fewer.",
+    )
+    split: float = Field(
+        0.75,
+        ge=0.1,
+        le=0.999,
+        title="Split",
+        description="Two summits are one nucleus when the way between them stays above this part of the lower; "
+        "higher splits more.",
+    )
+    certainty: float = Field(
+        0.3,
+        ge=0,
+        lt=1,
+        title="Certainty",
+        description="Objects whose summit is lower are dropped: debris, and nuclei far out of focus.",
+    )
+    min_area: float = Field(
+        0.08,
+        ge=0,
+        le=1,
+        title="Smallest area",
+        description="Smaller objects are dropped; part of the area of a disc of the nuclear diameter.",
+    )
+
+
+class Network:
+    """Nuclei by the bundled network; see the module for how.
+
+    Parameters
+    ----------
+    params : NetworkParams
+        With ``diameter_um`` given, or filled in by `survey`.
+    """
+
+    api: ClassVar[int] = 1
+    Params: ClassVar[type[NetworkParams]] = NetworkParams
+    weights_sha256: ClassVar[str] = WEIGHTS_SHA256
+
+    def __init__(self, params: NetworkParams) -> None:
+        self.params = params
+
+    @property
+    def halo_um(self) -> float:
+        """How far from a crop's edge labels may differ from those of the whole slide, in um.
+
+        Raises
+        ------
+        InputError
+            If the diameter is not known yet.
+        """
+        return REACH * self._diameter_um()
+
+    def survey(self, samples: list[NDArray[np.float32]], pixel_size_um: float) -> NetworkParams:
+        """Fill in the diameter from sample windows of a slide.
+
+        It starts from what the watershed finds, and is then replaced by the median size of the network's own objects
+        until it stays.
+
+        Parameters
+        ----------
+        samples : list of (1, 1, y, x) float32
+            Background 0, bright nuclei about 1.
+        pixel_size_um : float
+
+        Returns
+        -------
+        NetworkParams without None; a slide without objects gets a diameter of 8 um.
+        """
+        if self.params.diameter_um is not None:
+            return self.params
+        start = Watershed(Watershed.Params()).survey(samples, pixel_size_um).diameter_um
+        assert start is not None  # survey() leaves no None
+        diameter = start / pixel_size_um
+        planes = with_signal([plane_of(sample) for sample in samples])
+        for _ in range(MAX_ROUNDS):
+            found = median_diameter([_labels(plane, diameter, self.params) for plane in planes]) if planes else None
+            if found is None:
+                break
+            # Steps are bounded: one bad round must not throw a good estimate away.
+            previous, diameter = diameter, min(max(found, diameter / 1.6), diameter * 1.6)
+            if abs(math.log(diameter / previous)) < 0.03:
+                break
+        return self.params.model_copy(update={"diameter_um": min(diameter * pixel_size_um, 200.0)})
+
+    def __call__(self, image: NDArray[np.float32], pixel_size_um: float) -> NDArray[np.uint32]:
+        """Label the nuclei of one crop.
+
+        Parameters
+        ----------
+        image : (1, 1, y, x) float32
+            Background 0, bright nuclei about 1.
+        pixel_size_um : float
+
+        Returns
+        -------
+        (1, y, x) uint32, 0 = background, ids from 1 without gaps
+
+        Raises
+        ------
+        InputError
+            If the image has several channels or planes, the diameter is not known, or a nucleus is less than three
+            pixels across.
+        PluginError
+            If the weights are not those that came with this version.
+        """
+        diameter_um = self._diameter_um()
+        diameter = diameter_um / pixel_size_um
+        if diameter < MIN_DIAMETER_PX:
+            raise InputError(
+                f"Nuclei of {diameter_um:g} um are {diameter:.1f} pixels of {pixel_size_um:g} um across.",
+                "Give the true diameter_um or pixel size, or scan at a higher magnification.",
+            )
+        return _labels(plane_of(image), diameter, self.params)[np.newaxis]
+
+    def _diameter_um(self) -> float:
+        if self.params.diameter_um is None:
+            raise InputError(
+                "The network has no nuclear diameter yet.",
+                "Give diameter_um, or use the parameters that survey() returns.",
+            )
+        return self.params.diameter_um
+
+
+def _labels(image: NDArray[np.float32], diameter: float, params: NetworkParams) -> NDArray[np.uint32]:
+    """Return the (y, x) labels of a plane; the diameter is in pixels."""
+    if not image.size:
+        return np.zeros(image.shape, dtype=np.uint32)
+    scale = WORKING_PX / diameter
+    probability, height = _maps(image, scale)
+    labels, summit = local_basins(height, probability > np.float32(params.probability), join=params.split, rounds=2)
+    if not len(summit):
+        return np.zeros(image.shape, dtype=np.uint32)
+    sure = height.ravel()[summit] >= np.float32(params.certainty)
+    labels = np.concatenate([[0], np.where(sure, np.arange(1, len(sure) + 1), 0)]).astype(np.uint32)[labels]
+    disc = math.pi / 4 * WORKING_PX**2
+    labels = of_size(labels, params.min_area * disc, np.inf)
+    return labels_at(labels, probability, params.probability, scale, image.shape)
+
+
+def _maps(image: NDArray[np.float32], scale: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return probability and height of an image at working resolution, (y, x) float32 each."""
+    shape = tuple(max(1, math.ceil(n * scale)) for n in image.shape)
+    padded = tuple(-(-n // CELL) * CELL for n in shape)
+    plane = resampled(image, scale, padded)
+    session = _session(WEIGHTS, _threads())
+    maps = np.empty((2, *padded), dtype=np.float32)
+    for rows in _pieces(padded[0]):
+        for columns in _pieces(padded[1]):
+            given = plane[rows[0] : rows[1], columns[0] : columns[1]]
+            (answer,) = session.run(None, {"image": given[np.newaxis, np.newaxis]})
+            inner = answer[0, :, rows[2] - rows[0] : rows[3] - rows[0], columns[2] - columns[0] : columns[3] - columns[0]]
+            maps[:, rows[2] : rows[3], columns[2] : columns[3]] = inner
+    return np.ascontiguousarray(maps[0, : shape[0], : shape[1]]), np.ascontiguousarray(maps[1, : shape[0], : shape[1]])
+
+
+def _pieces(n: int) -> list[tuple[int, int, int, int]]:
+    """Cut a line into pieces of about equal length: what is looked at, from and to, and what is kept of it."""
+    count = 1 if n <= PIECE else -(-n // (PIECE - 2 * MARGIN))
+    step = -(-n // (count * CELL)) * CELL
+    return [
+        (max(0, start - MARGIN), min(n, start + step + MARGIN), start, min(n, start + step))
+        for start in range(0, n, step)
+    ]
+
+
+def _threads() -> int:
+    """Return how many threads the network may use: all cores, or what OMP_NUM_THREADS says.
+
+    Worker processes are started with OMP_NUM_THREADS=1 by dask: workers and threads together never ask for more cores
+    than there are.
+    """
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(stated), available_cores()) if stated.isdigit() and int(stated) > 0 else available_cores()
+
+
+@lru_cache(maxsize=2)
+def _session(path: Path, threads: int) -> Any:
+    """Return the network, ready to run; one is kept per process.
+
+    Raises
+    ------
+    PluginError
+        If the file of weights is missing or is not the one that came with this version.
+    """
+    try:
+        weights = path.read_bytes()
+    except OSError as error:
+        raise PluginError(
+            f"The weights of the network cannot be read from '{path}' ({error.strerror}).", "Install histoquant again."
+        ) from error
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != WEIGHTS_SHA256:
+        raise PluginError(
+            f"The weights of the network in '{path}' are not those of this version: their sha256 is {digest[:12]}..., "
+            f"not {WEIGHTS_SHA256[:12]}....",
+            "Install histoquant again.",
+        )
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that wait by spinning take the core from whoever shares it: 3 to 4 times slower with one core busy.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,58 @@
+"""Write the trained network as ONNX, and print the sha256 that `histoquant.segmenters.network` must know.
+
+    python workflows/train_nuclei/export.py run/checkpoint.pt --out histoquant/segmenters/weights/nuclei.onnx
+
+The running average of the weights is exported; batch norms are folded into the convolutions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import torch
+from model import NucleusNet
+from torch import Tensor, nn
+
+
+class Answer(nn.Module):
+    """The network with probabilities instead of logits."""
+
+    def __init__(self, network: NucleusNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.sigmoid(self.network(image))
+
+
+def network_of(checkpoint: Path) -> NucleusNet:
+    """Return the averaged network of a checkpoint, ready to answer."""
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    network = NucleusNet(tuple(state["widths"]))
+    averaged = torch.optim.swa_utils.AveragedModel(network)
+    averaged.load_state_dict(state["averaged"])
+    return averaged.module.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    torch.onnx.export(
+        Answer(network_of(given.checkpoint)).eval(),
+        (torch.zeros(1, 1, 256, 256),),
+        str(given.out),
+        opset_version=17,
+        dynamo=False,
+        input_names=["image"],
+        output_names=["maps"],
+        dynamic_axes={"image": {2: "y", 3: "x"}, "maps": {2: "y", 3: "x"}},
+    )
+    print(hashlib.sha256(given.out.read_bytes()).hexdigest())
+
+
+if __name__ == "__main__":
+    main()
