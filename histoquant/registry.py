@@ -67,7 +67,8 @@ class Segmenter(Protocol):
 
     May also have ``survey(samples, pixel_size_um) -> Params``, called once per slide with a list of
     (c, z, y, x) float32 images, which returns the parameters with what is estimated from the slide filled in:
-    fields that are None. A field ``diameter_um`` takes the nuclear diameter stated in the recipe.
+    fields that are None. A field ``diameter_um`` takes the nuclear diameter stated in the recipe. One that has
+    learnt tells in ``weights_sha256`` what it learnt: the checksum becomes part of every result's fingerprint.
     """
 
     api: ClassVar[int] = API
@@ -251,15 +252,20 @@ def interface_faults(kind: Kind, plugin: object) -> list[str]:
 
 
 def fingerprint_of(kind: Kind, name: str) -> str:
-    """Return distribution, version and class of a plug-in, for fingerprints and provenance; imports nothing.
+    """Return distribution, version and class of a plug-in, for fingerprints and provenance.
+
+    Of a segmenter that tells them also the weights: other weights are another method, whatever the version says. Only
+    a segmenter is imported for this.
 
     Raises
     ------
     PluginError
-        If there is none of that name, or two.
+        If there is none of that name, or two, or a segmenter cannot be imported.
     """
     plugin, _ = _the_one(kind, name)
-    return f"{plugin.distribution} {plugin.version} {plugin.value}"
+    told = f"{plugin.distribution} {plugin.version} {plugin.value}"
+    weights = getattr(load(kind, name), "weights_sha256", None) if kind == "segmenter" else None
+    return f"{told} weights {weights}" if weights else told
 
 
 def open_slide(path: Path | str, *, pixel_size_um: float | None = None, scene: str | None = None) -> Slide:

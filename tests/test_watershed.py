@@ -270,7 +270,7 @@ def photographs():
 
 def test_real_nuclei_without_being_told_their_size(photographs):
     scores = []
-    for raw, truth in photographs[::2]:  # workflows/benchmarks/nuclei_accuracy.py takes them all
+    for raw, truth in photographs[::2]:  # workflows/benchmarks/accuracy.py takes them all
         image = as_slide(raw)
         scores += score_labels(resolved(image)(image, PIXEL_UM)[0], truth)
     assert pool(scores).pooled.f1 >= 0.8

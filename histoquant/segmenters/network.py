@@ -34,7 +34,7 @@ from histoquant.analysis.resample import labels_at, resampled
 from histoquant.cores import available_cores
 from histoquant.errors import InputError, PluginError
 from histoquant.segmenters.planes import plane_of, with_signal
-from histoquant.segmenters.watershed import DEFAULT_DIAMETER_UM, MIN_DIAMETER_PX, Watershed
+from histoquant.segmenters.watershed import MIN_DIAMETER_PX, Watershed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,7 +77,7 @@ class NetworkParams(BaseModel):
         gt=0,
         lt=1,
         title="Probability",
-        description="A pixel at least this probably in a nucleus is taken for one; higher makes nuclei smaller and fewer.",
+        description="A pixel is in a nucleus when that is more probable than this; higher makes nuclei smaller.",
     )
     split: float = Field(
         0.75,
@@ -224,23 +224,21 @@ def _maps(image: NDArray[np.float32], scale: float) -> tuple[NDArray[np.float32]
     plane = resampled(image, scale, padded)
     session = _session(WEIGHTS, _threads())
     maps = np.empty((2, *padded), dtype=np.float32)
-    for rows in _pieces(padded[0]):
-        for columns in _pieces(padded[1]):
-            given = plane[rows[0] : rows[1], columns[0] : columns[1]]
-            (answer,) = session.run(None, {"image": given[np.newaxis, np.newaxis]})
-            inner = answer[0, :, rows[2] - rows[0] : rows[3] - rows[0], columns[2] - columns[0] : columns[3] - columns[0]]
-            maps[:, rows[2] : rows[3], columns[2] : columns[3]] = inner
+    for seen_y, kept_y in _pieces(padded[0]):
+        for seen_x, kept_x in _pieces(padded[1]):
+            (answer,) = session.run(None, {"image": plane[np.newaxis, np.newaxis, seen_y, seen_x]})
+            top, left = kept_y.start - seen_y.start, kept_x.start - seen_x.start
+            kept = maps[:, kept_y, kept_x]
+            kept[:] = answer[0, :, top : top + kept.shape[1], left : left + kept.shape[2]]
     return np.ascontiguousarray(maps[0, : shape[0], : shape[1]]), np.ascontiguousarray(maps[1, : shape[0], : shape[1]])
 
 
-def _pieces(n: int) -> list[tuple[int, int, int, int]]:
-    """Cut a line into pieces of about equal length: what is looked at, from and to, and what is kept of it."""
+def _pieces(n: int) -> list[tuple[slice, slice]]:
+    """Cut a line into pieces of about equal length: what the network sees, and what is kept of its answer."""
     count = 1 if n <= PIECE else -(-n // (PIECE - 2 * MARGIN))
     step = -(-n // (count * CELL)) * CELL
-    return [
-        (max(0, start - MARGIN), min(n, start + step + MARGIN), start, min(n, start + step))
-        for start in range(0, n, step)
-    ]
+    kept = [slice(start, min(n, start + step)) for start in range(0, n, step)]
+    return [(slice(max(0, part.start - MARGIN), min(n, part.stop + MARGIN)), part) for part in kept]
 
 
 def _threads() -> int:

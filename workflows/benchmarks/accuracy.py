@@ -3,10 +3,9 @@
     python workflows/benchmarks/accuracy.py ../shared/data/nuclei_dsb2018 [--split val] [--segmenter network ...]
     python workflows/benchmarks/accuracy.py --phantoms [--seed 11]
 
-Real images are those of the 2018 Data Science Bowl (BBBC038, CC0): a folder of ``images/ID.png``, ``labels/ID.png`` and
-``index.csv`` with the columns id, kind, split, h, w. Every image is taken for one slide; its pixel size is *stated* as
-0.5 um, which is wrong for most of them: the segmenter has to find the size of the nuclei by itself. Of images in
-transmitted light the absorbance of red is segmented.
+Real images are those of the 2018 Data Science Bowl (see bowl.py). Every image is taken for one slide; its pixel size is
+*stated* as 0.5 um, which is wrong for most of them: the segmenter has to find the size of the nuclei by itself. Of
+images in transmitted light the absorbance of red is segmented.
 
 Phantoms are DAPI sections of known truth. Each density is shown with a hard core (nuclei touch, as in a thin section)
 and without (a thick section projected, where some nuclei lie under others: no method can find those).
@@ -17,7 +16,6 @@ Prints Markdown. Figures are pooled over objects; brackets are 95 % bootstrap in
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bowl import STATED_UM, read
 from numpy.typing import NDArray
-from skimage.io import imread, imsave
+from skimage.io import imsave
 
 from histoquant import registry
 from histoquant.analysis.agreement import Score, pool, score_labels
@@ -37,7 +36,6 @@ from histoquant.phantom.optics import paint, paint_labels
 from histoquant.phantom.plan import PhantomPlan
 from histoquant.survey import alone
 
-STATED_UM = 0.5
 SAMPLE_PX = 768
 IOUS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 DRAWS = 1000
@@ -57,23 +55,12 @@ class Picture:
     hidden: float = 0.0
 
 
-def grey_of(raw: NDArray[Any], kind: str) -> NDArray[np.float32]:
-    """Return an image in which nuclei are bright: of transmitted light the absorbance of red."""
-    if kind == "fluorescence":
-        return np.asarray(raw[..., :3].mean(axis=-1) if raw.ndim == 3 else raw, dtype=np.float32)
-    red = raw[..., 0] if raw.ndim == 3 else raw
-    return np.asarray(-np.log10((red.astype(np.float32) + 1) / 256), dtype=np.float32)
-
-
 def real(folder: Path, split: str) -> Iterator[Picture]:
     """Read the images of a split."""
-    with (folder / "index.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == split]
-    for row in sorted(rows, key=lambda row: (row["kind"] != "fluorescence", row["kind"], row["id"])):
-        grey = grey_of(imread(folder / "images" / f"{row['id']}.png"), row["kind"])
-        image = alone(grey, STATED_UM, BackgroundSettings())
-        truth = imread(folder / "labels" / f"{row['id']}.png")
-        yield Picture(row["kind"], f"{row['id']} {row['h']}x{row['w']}", image, truth, STATED_UM)
+    for drawn in read(folder, split):
+        image = alone(drawn.grey, STATED_UM, BackgroundSettings())
+        name = f"{drawn.name} {image.shape[0]}x{image.shape[1]}"
+        yield Picture(drawn.kind, name, image, drawn.labels, STATED_UM)
 
 
 def phantoms(seed: int) -> Iterator[Picture]:

@@ -24,6 +24,7 @@ class Answer(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
+        """Return nucleus and height, 0 to 1."""
         return torch.sigmoid(self.network(image))
 
 

@@ -9,14 +9,13 @@ runs use), its labels and its nuclear diameter in pixels. Only split ``train`` i
 from __future__ import annotations
 
 import argparse
-import csv
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.io import imread
 
 from histoquant.analysis.blobs import median_diameter
 from histoquant.model.recipe import BackgroundSettings
@@ -26,7 +25,9 @@ from histoquant.phantom.optics import paint, paint_labels
 from histoquant.phantom.plan import PhantomPlan
 from histoquant.survey import alone
 
-STATED_UM = 0.5
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from bowl import STATED_UM, read
+
 FIRST_SEED = 900_000
 """Phantoms for training have seeds from here on; benchmarks and tests stay far below."""
 
@@ -60,29 +61,13 @@ def field_of(name: str, kind: str, raw: NDArray[Any], labels: NDArray[Any], pixe
     return Field(name, image.astype(np.float16), labels.astype(np.uint16), diameter, kind)
 
 
-def grey_of(raw: NDArray[Any], kind: str) -> NDArray[np.float32]:
-    """Return an image in which nuclei are bright.
-
-    Of images in transmitted light that is the absorbance of red: hematoxylin takes most of it, eosin next to none.
-    """
-    if kind == "fluorescence":
-        return np.asarray(raw[..., :3].mean(axis=-1) if raw.ndim == 3 else raw, dtype=np.float32)
-    red = raw[..., 0] if raw.ndim == 3 else raw
-    return np.asarray(-np.log10((red.astype(np.float32) + 1) / 256), dtype=np.float32)
-
-
-def real_fields(folder: Path, split: str = "train") -> list[Field]:
-    """Read the 2018 Data Science Bowl images of a split; bright ones become absorbance."""
-    fields = []
-    with (folder / "index.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == split]
-    for row in rows:
-        raw = imread(folder / "images" / f"{row['id']}.png")
-        labels = imread(folder / "labels" / f"{row['id']}.png").astype(np.uint16)
-        if not labels.any():
-            continue
-        fields.append(field_of(row["id"], row["kind"], grey_of(raw, row["kind"]), labels))
-    return fields
+def real_fields(folder: Path) -> list[Field]:
+    """Read the images to learn from that show any nucleus."""
+    return [
+        field_of(drawn.name, drawn.kind, drawn.grey, drawn.labels)
+        for drawn in read(folder, "train")
+        if drawn.labels.any()
+    ]
 
 
 def phantom_plans(n: int, rng: np.random.Generator) -> list[tuple[PhantomPlan, int]]:
@@ -121,7 +106,7 @@ def phantom_fields(n: int, seed: int) -> list[Field]:
     """Make phantom sections and normalise them as a run would."""
     fields = []
     for plan, channel in phantom_plans(n, np.random.default_rng(seed)):
-        cells, section = make_section(plan, Subject(plan.seed % 7, plan.facts.groups[0]))
+        _, section = make_section(plan, Subject(plan.seed % 7, plan.facts.groups[0]))
         whole = Box(0, plan.shape_px[0], 0, plan.shape_px[1])
         labels = paint_labels(section, whole)
         if not labels.any():

@@ -19,9 +19,7 @@ class Convolution(nn.Sequential):
     """3 x 3 convolution, batch norm (folded into it at export), ReLU."""
 
     def __init__(self, n_in: int, n_out: int, stride: int = 1) -> None:
-        super().__init__(
-            nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)
-        )
+        super().__init__(nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
 
 
 class Residual(nn.Module):
@@ -33,6 +31,7 @@ class Residual(nn.Module):
         self.second = nn.Sequential(nn.Conv2d(n, n, 3, 1, 1, bias=False), nn.BatchNorm2d(n))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return what went in, corrected."""
         return torch.relu(x + self.second(self.first(x)))
 
 
@@ -59,6 +58,7 @@ class NucleusNet(nn.Module):
         self.widen = nn.Upsample(scale_factor=2, mode="nearest")
 
     def forward(self, image: Tensor) -> Tensor:
+        """Return logits of nucleus and height."""
         # Brighter than 1 is compressed: a dim nucleus beside a brilliant one must stay visible.
         steps = [self.enter(2 * image / (1 + image.abs()))]
         for down in self.down:

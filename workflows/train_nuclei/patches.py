@@ -48,7 +48,8 @@ def patch(fields: list[Field], chance: NDArray[Any], rng: np.random.Generator) -
         image, labels = _piece(field, scale, side, rng)
     else:
         # Too small to fill a patch: four fields of the same kind and size side by side.
-        alike = [i for i, other in enumerate(fields) if (other.kind, other.image.shape) == (field.kind, field.image.shape)]
+        like = (field.kind, field.image.shape)
+        alike = [index for index, other in enumerate(fields) if (other.kind, other.image.shape) == like]
         image, labels = np.zeros((side, side), np.float32), np.zeros((side, side), np.int32)
         for quarter in range(4):
             other = fields[alike[rng.integers(len(alike))]]
