@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).with_name("weights") / "nuclei.onnx"
 WEIGHTS_SHA256 = "0"
 
-WORKING_PX = 13.0
+WORKING_PX = 15.0
 """Diameter of a nucleus, in pixels, as the network was trained to see it."""
 
 CELL = 16

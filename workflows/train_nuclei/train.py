@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from fields import Field, load
@@ -111,6 +112,7 @@ def main() -> None:
     given = parser.parse_args()
 
     torch.set_num_threads(given.threads)
+    cv2.setNumThreads(1)  # threads of its own would wait for the cores that the network computes on
     torch.manual_seed(given.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     given.out.mkdir(parents=True, exist_ok=True)
