@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WEIGHTS = Path(__file__).with_name("weights") / "nuclei.onnx"
-WEIGHTS_SHA256 = "0"
+WEIGHTS_SHA256 = "ddcc6d34754dfa005b09aed79ccf6378a4ce52747d4031918f2f6d1e299ac687"
 
 WORKING_PX = 15.0
 """Diameter of a nucleus, in pixels, as the network was trained to see it."""
@@ -54,10 +54,11 @@ PIECE = 1024
 MARGIN = 64
 """How far the surroundings of a pixel are looked at when a crop is given in pieces; a multiple of `CELL`."""
 
-REACH = 4.0
+REACH = 5.0
 """How far, in diameters, from a crop's edge labels may differ; measured in tests/test_network.py."""
 
 MAX_ROUNDS = 4
+MOST_STEP = 1.6
 
 
 class NetworkParams(BaseModel):
@@ -88,7 +89,7 @@ class NetworkParams(BaseModel):
         "higher splits more.",
     )
     certainty: float = Field(
-        0.3,
+        0.35,
         ge=0,
         lt=1,
         title="Certainty",
@@ -150,14 +151,14 @@ class Network:
             return self.params
         start = Watershed(Watershed.Params()).survey(samples, pixel_size_um).diameter_um
         assert start is not None  # survey() leaves no None
-        diameter = start / pixel_size_um
+        diameter = first = start / pixel_size_um
         planes = with_signal([plane_of(sample) for sample in samples])
         for _ in range(MAX_ROUNDS):
             found = median_diameter([_labels(plane, diameter, self.params) for plane in planes]) if planes else None
             if found is None:
                 break
-            # Steps are bounded: one bad round must not throw a good estimate away.
-            previous, diameter = diameter, min(max(found, diameter / 1.6), diameter * 1.6)
+            # Bounded: fragments in a few bad rounds must not throw a good estimate away.
+            previous, diameter = diameter, min(max(found, first / MOST_STEP, MIN_DIAMETER_PX), first * MOST_STEP)
             if abs(math.log(diameter / previous)) < 0.03:
                 break
         return self.params.model_copy(update={"diameter_um": min(diameter * pixel_size_um, 200.0)})
