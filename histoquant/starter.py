@@ -176,7 +176,7 @@ def starter_recipe(channels: Sequence[str]) -> str:
         lines.append("")
     lines += [
         "[segment]",
-        'segmenter = "watershed"',
+        'segmenter = "network"',
         "# diameter_um = 8.0    # estimated on every slide when not given",
         "",
         "# Regions are drawn in QuPath or ImageJ and named in the column regions. Others can be derived from them:",

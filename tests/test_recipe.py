@@ -21,7 +21,7 @@ def test_a_minimal_recipe_and_its_defaults():
     recipe = parse_recipe(MINIMAL)
     assert recipe.panel["tunel"].rule == "nuclear"
     assert recipe.panel["tunel"].fraction == 0.5
-    assert recipe.segment.segmenter == "watershed"
+    assert recipe.segment.segmenter == "network"
     assert recipe.segmented == ("dapi",)
     assert recipe.double_labels == ()
 

@@ -26,7 +26,7 @@ class Segment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    segmenter: str = Field("watershed", title="Segmenter", description="Name of an installed segmenter.")
+    segmenter: str = Field("network", title="Segmenter", description="Name of an installed segmenter.")
     diameter_um: float | None = Field(
         None, gt=0, le=200, title="Nuclear diameter (um)", description="Typical diameter; estimated when not given."
     )

@@ -31,7 +31,7 @@ channel = "DAPI"
 role = "counterstain"
 
 [segment]
-segmenter = "watershed"
+segmenter = "network"
 """
 
 
