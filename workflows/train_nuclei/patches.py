@@ -32,7 +32,7 @@ def groups(fields: list[Field]) -> NDArray[np.float64]:
     """
     keys = [field.kind if field.kind == "phantom" else f"{field.kind} {field.image.shape}" for field in fields]
     count = {key: keys.count(key) for key in keys}
-    share = {key: max(7.0, math.sqrt(n)) for key, n in count.items()}
+    share = {key: max(3.0, math.sqrt(n)) for key, n in count.items()}
     for key in share:
         share[key] *= {"phantom": 2.2, "colour": 0.6}.get(key.split()[0], 1.0)
     chance = np.array([share[key] / count[key] for key in keys])
