@@ -72,9 +72,7 @@ def merge(cells: pd.DataFrame, order: NDArray[np.intp]) -> pd.DataFrame:
         return whole.sort_values("order", ignore_index=True).drop(columns="order")
     area = pieces["area_px"].to_numpy(dtype=float)
     total = np.add.reduceat(area, starts)
-    means = {
-        name: np.add.reduceat(pieces[name].to_numpy(dtype=float) * area, starts) / total for name in cells.columns
-    }
+    means = {name: np.add.reduceat(pieces[name].to_numpy(dtype=float) * area, starts) / total for name in cells.columns}
     joined = pd.DataFrame(means).assign(order=owner[starts], n_pieces=n_pieces[owner[starts]])
     joined["area_px"] = total.astype(cells["area_px"].dtype)
     both: pd.DataFrame = pd.concat([whole, joined]).sort_values("order", ignore_index=True)
