@@ -2,7 +2,7 @@
 
     python workflows/benchmarks/throughput.py [--side 20000] [--workers 2] [--folder FOLDER] [--pyramid] [--profile]
 
-A phantom slide (uint16, three channels, zlib tiles) is made in FOLDER and kept there. One megapixel is a million places,
+A phantom slide (uint16, three channels, zlib tiles) is made in FOLDER and kept there. A megapixel is a million places,
 all three channels included. `--profile` runs once more in one process and prints where the time goes.
 """
 
