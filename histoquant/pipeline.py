@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant.analysis import fragments, measure, positivity, tiles
+from histoquant.analysis.marker_objects import marker_objects
 from histoquant.analysis.counting import IDENTITY, Section, count_regions, sensitivity
 from histoquant.analysis.migration import geodesic_distance_um
 from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Threshold
@@ -172,7 +173,7 @@ def _objects(
     """Return the objects of a marker off nuclei, and their label image."""
     channel = work.channel(marker)
     glowing = [work.channel(name) for name in work.unstained]
-    table, image = measure.marker_objects(
+    table, image = marker_objects(
         pixels,
         labels,
         channel=channel,
