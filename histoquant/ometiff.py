@@ -234,7 +234,7 @@ class _Tiles:
         tile[: pixels.shape[0], : pixels.shape[1]] = pixels
         return self._compressed(tile)
 
-    def _compressed(self, tile: NDArray[Any]) -> bytes:
+    def _compressed(self, tile: Any) -> bytes:
         import imagecodecs
 
         if self.labels:

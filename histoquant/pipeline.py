@@ -394,7 +394,7 @@ def positive_areas(work: Work, regions: RegionSet, thresholds: Mapping[str, Thre
                 counted[:, n] = [np.count_nonzero(part & mask) for part in bright]
         return counted
 
-    total = sum(in_order(count, parts(work.slide)))
+    total = np.sum(list(in_order(count, parts(work.slide))), axis=0)
     return {
         marker: {name: int(n) * px**2 for name, n in zip(grounds, counted, strict=True)}
         for marker, counted in zip(markers, total, strict=True)

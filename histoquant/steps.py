@@ -340,10 +340,11 @@ def write_labels(item: Joined, work: Work, numbers: pd.DataFrame, path: Path) ->
     Where objects of two tiles share pixels, the tile that comes first keeps them.
     """
     plan = pipeline.plan_slide(work)
-    cells: dict[int, NDArray[np.uint32]] = {}
-    for tile, mine in numbers.groupby("tile"):
-        cells[int(tile)] = np.zeros(int(mine["label"].max()) + 1, dtype=np.uint32)
-        cells[int(tile)][mine["label"]] = mine["cell_id"]
+    cells: dict[Any, NDArray[np.uint32]] = {}
+    label, cell = numbers["label"].to_numpy(), numbers["cell_id"].to_numpy()
+    for tile, here in numbers.groupby("tile").indices.items():
+        cells[tile] = np.zeros(int(label[here].max()) + 1, dtype=np.uint32)
+        cells[tile][label[here]] = cell[here]
 
     blocks = item.job.folder.blocks
     row_of_tiles = len({(tile.core.x0, tile.core.x1) for tile in plan})
