@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
 from histoquant.errors import InputError
+from histoquant.threads import available_cores as available_cores
 
 
 class Inline(Executor):
@@ -22,13 +22,6 @@ class Inline(Executor):
         except Exception as error:  # noqa: BLE001 - a future carries whatever its work raised
             future.set_exception(error)
         return future
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

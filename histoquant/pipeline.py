@@ -13,21 +13,16 @@ from histoquant.analysis.marker_objects import marker_objects
 from histoquant.analysis.counting import IDENTITY, Section, count_regions, sensitivity
 from histoquant.analysis.migration import geodesic_distance_um
 from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Threshold
+from histoquant.analysis.runs import Runs, runs_of
 from histoquant.analysis.tiles import Tile
 from histoquant.model.panel import called_markers, counterstain_of
 from histoquant.model.recipe import Recipe
 from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Box, Slide
 from histoquant.model.tables import CELLS, MARKER_OBJECTS, shaped
-from histoquant.survey import (
-    BAND_PX,
-    FILL_REACH_UM,
-    flat_pixels,
-    normalised,
-    segmented_channels,
-    segmenter_of,
-    survey,
-)
+from histoquant.picture import flat_pixels, parts
+from histoquant.survey import FILL_REACH_UM, normalised, segmented_channels, segmenter_of, survey
+from histoquant.threads import in_order
 from histoquant.work import Work
 
 if TYPE_CHECKING:
@@ -47,20 +42,17 @@ class TileResult:
 
     Attributes
     ----------
-    box : Box
-        Where ``labels`` lies on the slide.
-    labels : (y, x) uint32, 0 = background
+    runs : Runs
         The objects the tile owns, whole, with numbers that hold within the tile.
     cells : DataFrame
-        One row per object owned; ``label`` is its number in ``labels``.
+        One row per object owned; ``label`` is its number in ``runs``.
     objects : DataFrame
         Marker objects off nuclei that the tile owns.
     n_cut : int
         Objects larger than the halo allows.
     """
 
-    box: Box
-    labels: NDArray[np.uint32]
+    runs: Runs
     cells: pd.DataFrame
     objects: pd.DataFrame
     n_cut: int
@@ -159,8 +151,7 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
     cells["piece"] = np.isin(cells["label"], renamed[pieces])
     mine = np.concatenate([[False], owned.mine])
     return TileResult(
-        tile.box,
-        np.where(mine[owned.labels], owned.labels, 0).astype(np.uint32),
+        runs_of(owned.labels, mine, tile.box),
         cells,
         _own_objects([table for table, _ in found], renamed, mine, tile.core),
         int((owned.mine & owned.cut).sum()),
@@ -378,7 +369,7 @@ def _placed(table: pd.DataFrame, regions: RegionSet, work: Work) -> pd.DataFrame
 def positive_areas(work: Work, regions: RegionSet, thresholds: Mapping[str, Threshold]) -> dict[str, dict[str, float]]:
     """Return the area at or above the threshold in each region's own ground, for the markers that ask for it.
 
-    Intensities are above the slide-wide background; the slide is read band by band.
+    Intensities are above the slide-wide background; the slide is read part by part.
 
     Returns
     -------
@@ -387,20 +378,29 @@ def positive_areas(work: Work, regions: RegionSet, thresholds: Mapping[str, Thre
     markers = [name for name in called_markers(work.panel) if work.panel[name].area]
     if not markers:
         return {}
-    px, (height, width), told = work.slide.pixel_size_um, work.slide.shape, work.survey
+    px, told = work.slide.pixel_size_um, work.survey
     grounds = regions.grounds()
-    pixels = {marker: dict.fromkeys(grounds, 0) for marker in markers}
-    channels = {marker: told.channels.index(str(work.panel[marker].channel)) for marker in markers}
-    for y0 in range(0, height, BAND_PX):
-        box = Box(y0, min(y0 + BAND_PX, height), 0, width)
-        indices = tuple(told.indices[channel] for channel in channels.values())
+    channels = [told.channels.index(str(work.panel[marker].channel)) for marker in markers]
+    indices = tuple(told.indices[channel] for channel in channels)
+
+    def count(box: Box) -> NDArray[np.int64]:
         raw = flat_pixels(work.slide, box, indices, work.recipe.segment)
-        masks = {name: regions.pixel_mask(ground, box, px) for name, ground in grounds.items() if not ground.is_empty}
-        for plane, (marker, channel) in zip(raw, channels.items(), strict=True):
-            bright = plane - told.background.at(box, channel) >= thresholds[marker].value
-            for name, mask in masks.items():
-                pixels[marker][name] += int(np.count_nonzero(bright & mask))
-    return {marker: {name: n * px**2 for name, n in counted.items()} for marker, counted in pixels.items()}
+        bright = [
+            plane - told.background.at(box, channel) >= thresholds[marker].value
+            for plane, channel, marker in zip(raw, channels, markers, strict=True)
+        ]
+        counted = np.zeros((len(markers), len(grounds)), dtype=np.int64)
+        for n, ground in enumerate(grounds.values()):
+            if not ground.is_empty:
+                mask = regions.pixel_mask(ground, box, px)
+                counted[:, n] = [np.count_nonzero(part & mask) for part in bright]
+        return counted
+
+    total = np.sum(list(in_order(count, parts(work.slide))), axis=0)
+    return {
+        marker: {name: int(n) * px**2 for name, n in zip(grounds, counted, strict=True)}
+        for marker, counted in zip(markers, total, strict=True)
+    }
 
 
 def counterstain_snr(cells: pd.DataFrame, work: Work) -> float:

@@ -5,6 +5,7 @@ What travels between the driver and the workers is a `Job`, a key, and small tab
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ import numpy as np
 from histoquant import __version__, pipeline, registry, store
 from histoquant.analysis.counting import IDENTITY
 from histoquant.analysis.positivity import Threshold
+from histoquant.analysis.runs import Runs, paint
 from histoquant.errors import Faults, HistoquantError, RegionError, raise_all
 from histoquant.model.geometry import slide_rectangle
 from histoquant.model.panel import bound, counterstain_of
@@ -25,12 +27,13 @@ from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Slide
 from histoquant.model.study import StudySlide
 from histoquant.model.tables import REGIONS
-from histoquant.ometiff import write_ome_tiff
+from histoquant.ometiff import BAND_PX, write_ome_tiff
+from histoquant.picture import Picture, look, look_px, shrink
 from histoquant.pipeline import Measured
 from histoquant.readers.outlines import read_outlines
 from histoquant.report.figures import draw_overview, draw_refused
 from histoquant.store import RunFolder, content_key
-from histoquant.survey import Survey, segmenter_parameters, shrink, survey
+from histoquant.survey import Survey, segmenter_parameters, survey
 from histoquant.work import Work
 
 if TYPE_CHECKING:
@@ -150,10 +153,10 @@ def source_hashes(job: Job) -> dict[str, str]:
 
 def survey_slide(job: Job) -> str:
     """Survey a slide unless that was done before, and return the key of the survey."""
-    recipe = job.recipe
+    recipe, sources = job.recipe, source_hashes(job)
     key = content_key(
         kind="survey",
-        source=sorted(source_hashes(job).items()),
+        source=sorted(sources.items()),
         scene=job.slide.scene,
         pixel_size_um=job.slide.pixel_size_um,
         recipe=recipe.fingerprint(measured=True),
@@ -161,8 +164,41 @@ def survey_slide(job: Job) -> str:
     )
     blocks = job.folder.blocks
     if key not in blocks:
-        blocks.write(key, survey(open_slide(job.slide), recipe).arrays())
+        slide = open_slide(job.slide)
+        told = survey(slide, recipe)
+        if told.picture is not None and _survey_shows_overview(slide):
+            blocks.write(_picture_key(key), told.picture.arrays())
+        blocks.write(key, told.arrays() | {"sources": np.frombuffer(json.dumps(sources).encode(), dtype=np.uint8)})
     return key
+
+
+def sources_of(job: Job, survey_key: str) -> dict[str, str]:
+    """Return the sha256 of every file of a slide, as it was when the slide was surveyed."""
+    told: dict[str, str] = json.loads(job.folder.blocks.arrays(survey_key)["sources"].tobytes())
+    return told
+
+
+def _picture_key(survey_key: str) -> str:
+    return content_key(kind="picture", survey=survey_key)
+
+
+def _overview_um(slide: Slide) -> float:
+    """Return the size of a pixel that the overview needs."""
+    return slide.pixel_size_um * max(1.0, max(slide.shape) / OVERVIEW_PX)
+
+
+def _survey_shows_overview(slide: Slide) -> bool:
+    return look_px(slide) * slide.pixel_size_um <= _overview_um(slide)
+
+
+def picture_of(job: Job, survey_key: str, work: Work) -> Picture:
+    """Return a slide in the few pixels of its overview: as the survey saw it, where that is fine enough."""
+    if not _survey_shows_overview(work.slide):
+        return shrink(work.slide, work.survey.indices, job.recipe.segment, coarse_um=_overview_um(work.slide))
+    key, blocks = _picture_key(survey_key), job.folder.blocks
+    if key not in blocks:
+        blocks.write(key, look(work.slide, work.survey.indices, job.recipe.segment)[1].arrays())
+    return Picture.from_arrays(blocks.arrays(key))
 
 
 def work_of(job: Job, survey_key: str) -> Work:
@@ -191,8 +227,7 @@ def analyse_block(job: Job, survey_key: str, index: int) -> bool:
     cells, objects, n_cut = [], [], 0
     for number, tile in enumerate(plan[first : first + BLOCK_TILES], start=first):
         part = pipeline.analyse_tile(work, tile)
-        arrays[f"labels_{number}"] = part.labels
-        arrays[f"box_{number}"] = np.array([part.box.y0, part.box.y1, part.box.x0, part.box.x1])
+        arrays |= {_run_array(number, name): column for name, column in part.runs.arrays().items()}
         cells.append(part.cells.assign(tile=number))
         objects.append(part.objects.assign(tile=number))
         n_cut += part.n_cut
@@ -200,6 +235,11 @@ def analyse_block(job: Job, survey_key: str, index: int) -> bool:
     tables = {"cells": pd.concat(cells, ignore_index=True), "objects": pd.concat(objects, ignore_index=True)}
     blocks.write(key, arrays, tables)
     return True
+
+
+def _run_array(tile: int, name: str) -> str:
+    """Return the name under which a block keeps an array of the runs of a tile."""
+    return f"runs_{tile}_{name}"
 
 
 def join_slide(job: Job, survey_key: str, n_blocks: int) -> str:
@@ -269,13 +309,12 @@ def finish_slide(item: Joined, thresholds: Mapping[str, Threshold], flags: Seque
     if any(marker.orphans for marker in work.panel.values()):
         store.write_csv(target / "marker_objects.csv", result.objects)
     write_labels(item, work, measured.numbers, target / "labels.ome.tif")
-    coarse_um = max(px, max(slide_um) / OVERVIEW_PX)
     with store.whole_file(target / "overview.png") as temporary:
-        picture, picture_px = shrink(work.slide, work.survey.indices, job.recipe.segment, coarse_um=coarse_um)
+        picture = picture_of(job, item.survey_key, work)
         draw_overview(
             temporary,
-            picture,
-            picture_px * px,
+            picture.means,
+            picture.px * px,
             title=job.slide.slide_id,
             panel=work.panel,
             channels=work.survey.channels,
@@ -296,14 +335,16 @@ def _check_outlines_named(job: Job, regions: RegionSet) -> None:
 
 
 def write_labels(item: Joined, work: Work, numbers: pd.DataFrame, path: Path) -> None:
-    """Write the label image of a slide from the label tiles of its blocks, band by band."""
+    """Write the label image of a slide from the runs its blocks hold, band by band.
+
+    Where objects of two tiles share pixels, the tile that comes first keeps them.
+    """
     plan = pipeline.plan_slide(work)
-    final: dict[int, NDArray[np.uint32]] = {}
-    for tile in np.unique(numbers["tile"]):
-        mine = numbers[numbers["tile"] == tile]
-        ids = np.zeros(int(mine["label"].max()) + 1, dtype=np.uint32)
-        ids[mine["label"]] = mine["cell_id"]
-        final[int(tile)] = ids
+    cells: dict[Any, NDArray[np.uint32]] = {}
+    label, cell = numbers["label"].to_numpy(), numbers["cell_id"].to_numpy()
+    for tile, here in numbers.groupby("tile").indices.items():
+        cells[tile] = np.zeros(int(label[here].max()) + 1, dtype=np.uint32)
+        cells[tile][label[here]] = cell[here]
 
     blocks = item.job.folder.blocks
     row_of_tiles = len({(tile.core.x0, tile.core.x1) for tile in plan})
@@ -312,18 +353,18 @@ def write_labels(item: Joined, work: Work, numbers: pd.DataFrame, path: Path) ->
     def block(index: int) -> dict[str, NDArray[Any]]:
         return blocks.arrays(block_key(item.survey_key, index))
 
+    height, width = work.slide.shape
+    canvas = np.empty((1, min(BAND_PX, height), width), dtype=np.uint32)
+
     def rows(y0: int, y1: int) -> NDArray[np.uint32]:
-        band = np.zeros((y1 - y0, work.slide.shape[1]), dtype=np.uint32)
+        band = canvas[:, : y1 - y0]
+        band.fill(0)
         for number, tile in enumerate(plan):
-            box = tile.box
-            if number not in final or box.y1 <= y0 or box.y0 >= y1:
-                continue
-            labels = block(number // BLOCK_TILES)[f"labels_{number}"]
-            top, bottom = max(y0, box.y0), min(y1, box.y1)
-            part = final[number][labels[top - box.y0 : bottom - box.y0]]
-            view = band[top - y0 : bottom - y0, box.x0 : box.x1]
-            np.copyto(view, part, where=(part > 0) & (view == 0))
-        return band[None]
+            if number in cells and tile.box.y0 < y1 and tile.box.y1 > y0:
+                held = block(number // BLOCK_TILES)
+                runs = Runs(*(held[_run_array(number, name)] for name in Runs.names()))
+                paint(runs, cells[number], band[0], y0)
+        return band
 
     write_ome_tiff(
         path,
@@ -344,7 +385,7 @@ def _provenance(item: Joined, work: Work, thresholds: Mapping[str, Threshold], f
         "histoquant": __version__,
         "result_version": RESULT_VERSION,
         "slide": {key: str(value) for key, value in asdict(job.slide).items() if value not in (None, "", {})},
-        "sources": source_hashes(job),
+        "sources": sources_of(job, item.survey_key),
         "reader": registry.fingerprint_of("reader", registry.reader_of(job.slide.path).name),
         "regions_sha256": store.sha256_of(job.slide.regions) if job.slide.regions else None,
         "pixel_size_um": work.slide.pixel_size_um,

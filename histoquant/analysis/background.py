@@ -267,8 +267,11 @@ def find_tissue(coarse: NDArray[np.floating[Any]], coarse_um: float) -> NDArray[
         raise InputError(f"A survey of shape {coarse.shape} is not (c, y, x).", "Give at least one pixel.")
     shape = coarse.shape[1:]
     everywhere = np.ones(shape, dtype=bool)
-    brightness = np.maximum.reduce([_stood_out(channel, SMOOTH_UM / coarse_um) for channel in coarse])
-    level = np.log(brightness + 2)  # 2 % of the range: less is the skirt of blur around the tissue
+    level = _stood_out(coarse[0], SMOOTH_UM / coarse_um)
+    for channel in coarse[1:]:
+        np.maximum(level, _stood_out(channel, SMOOTH_UM / coarse_um), out=level)
+    level += 2  # 2 % of the range: less is the skirt of blur around the tissue
+    np.log(level, out=level)
     threshold = _glass_threshold(level)
     if threshold is None:
         return everywhere
@@ -319,17 +322,26 @@ def _stood_out(channel: NDArray[np.floating[Any]], sigma: float) -> NDArray[np.f
     known = np.isfinite(channel)
     if not known.any():
         return np.zeros(channel.shape)
-    weight = ndimage.gaussian_filter(known.astype(np.float64), sigma, mode="nearest")
-    smooth = ndimage.gaussian_filter(np.where(known, channel, 0).astype(np.float64), sigma, mode="nearest")
-    smooth = np.where(weight > 1e-3, smooth / np.maximum(weight, 1e-3), np.nan)
-    sample = smooth[np.isfinite(smooth)]
-    dark, bright = np.percentile(sample, [1, 99.9])
+    whole = bool(known.all())
+    # Where all is known, the weight is that of a single pixel everywhere.
+    weight = ndimage.gaussian_filter(
+        known[:1, :1].astype(float) if whole else known.astype(float), sigma, mode="nearest"
+    )
+    smooth = np.where(known, channel, 0).astype(np.float64)
+    for axis in (0, 1):  # as gaussian_filter does, without a copy of the slide for each axis
+        ndimage.gaussian_filter1d(smooth, sigma, axis=axis, mode="nearest", output=smooth)
+    smooth /= np.maximum(weight, 1e-3)
+    if not whole:
+        smooth[weight <= 1e-3] = np.nan
+    dark, bright = np.percentile(smooth if whole else smooth[np.isfinite(smooth)], [1, 99.9])
     # Below a hundredth of the channel's range nothing can be told from shading and camera noise.
     unit = (bright - dark) / 100
     if unit <= 1e-6 * abs(bright):
         return np.zeros(channel.shape)
-    above: NDArray[np.float64] = np.nan_to_num(np.maximum(smooth - dark, 0) / unit, nan=0.0)
-    return above
+    smooth -= dark
+    np.maximum(smooth, 0, out=smooth)
+    smooth /= unit
+    return np.nan_to_num(smooth, copy=False, nan=0.0)
 
 
 def _glass_threshold(values: NDArray[np.float64]) -> float | None:

@@ -82,6 +82,7 @@ class TiffReader:
             name=path.name,
             path=path,
             levels=tuple(level.lazy() for level in levels),
+            stored=tuple(levels),
             channels=channels,
             pixel_size_yx_um=pixel_size,
             z_step_um=z_step if base.shape[1] > 1 else None,
