@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant.analysis import fragments, measure, positivity, tiles
-from histoquant.analysis.marker_objects import marker_objects
 from histoquant.analysis.counting import IDENTITY, Section, count_regions, sensitivity
+from histoquant.analysis.marker_objects import marker_objects
 from histoquant.analysis.migration import geodesic_distance_um
 from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Threshold
 from histoquant.analysis.runs import Runs, runs_of

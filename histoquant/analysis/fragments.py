@@ -74,6 +74,6 @@ def merge(cells: pd.DataFrame, order: NDArray[np.intp]) -> pd.DataFrame:
     total = np.add.reduceat(area, starts)
     means = {name: np.add.reduceat(pieces[name].to_numpy(dtype=float) * area, starts) / total for name in cells.columns}
     joined = pd.DataFrame(means).assign(order=owner[starts], n_pieces=n_pieces[owner[starts]])
-    joined["area_px"] = total.astype(cells["area_px"].dtype)
+    joined["area_px"] = pd.Series(total).astype(cells["area_px"].dtype)
     both: pd.DataFrame = pd.concat([whole, joined]).sort_values("order", ignore_index=True)
     return both.drop(columns="order")
