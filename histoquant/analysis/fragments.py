@@ -76,4 +76,5 @@ def merge(cells: pd.DataFrame, order: NDArray[np.intp]) -> pd.DataFrame:
     joined = pd.DataFrame(means).assign(order=owner[starts], n_pieces=n_pieces[owner[starts]])
     joined["area_px"] = pd.Series(total).astype(cells["area_px"].dtype)
     both: pd.DataFrame = pd.concat([whole, joined]).sort_values("order", ignore_index=True)
-    return both.drop(columns="order")
+    whole_again: pd.DataFrame = both.drop(columns="order")
+    return whole_again
