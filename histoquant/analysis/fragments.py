@@ -63,18 +63,19 @@ def merge(cells: pd.DataFrame, order: NDArray[np.intp]) -> pd.DataFrame:
     cells, order = cells[order >= 0], order[order >= 0]
     n_pieces = np.bincount(order)
     alone = n_pieces[order] == 1
-    whole = cells[alone].assign(order=order[alone], n_pieces=1)
-    pieces, owner = cells[~alone], order[~alone]
-    by_owner = np.argsort(owner, kind="stable")
-    pieces, owner = pieces.iloc[by_owner], owner[by_owner]
-    starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    if not len(starts):
-        return whole.sort_values("order", ignore_index=True).drop(columns="order")
-    area = pieces["area_px"].to_numpy(dtype=float)
-    total = np.add.reduceat(area, starts)
-    means = {name: np.add.reduceat(pieces[name].to_numpy(dtype=float) * area, starts) / total for name in cells.columns}
-    joined = pd.DataFrame(means).assign(order=owner[starts], n_pieces=n_pieces[owner[starts]])
-    joined["area_px"] = pd.Series(total).astype(cells["area_px"].dtype)
-    both: pd.DataFrame = pd.concat([whole, joined]).sort_values("order", ignore_index=True)
-    whole_again: pd.DataFrame = both.drop(columns="order")
-    return whole_again
+    joined = cells[alone].assign(order=order[alone], n_pieces=1)
+    if not alone.all():
+        pieces, owner = cells[~alone], order[~alone]
+        by_owner = np.argsort(owner, kind="stable")
+        pieces, owner = pieces.iloc[by_owner], owner[by_owner]
+        starts = np.flatnonzero(np.diff(owner, prepend=-1))
+        area = pieces["area_px"].to_numpy(dtype=float)
+        total = np.add.reduceat(area, starts)
+        means = {
+            name: np.add.reduceat(pieces[name].to_numpy(dtype=float) * area, starts) / total for name in cells.columns
+        }
+        whole = pd.DataFrame(means).assign(order=owner[starts], n_pieces=n_pieces[owner[starts]])
+        whole["area_px"] = pd.Series(total).astype(cells["area_px"].dtype)
+        joined = pd.concat([joined, whole])
+    in_order: pd.DataFrame = joined.sort_values("order", ignore_index=True)
+    return in_order.drop(columns="order")
