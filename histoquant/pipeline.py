@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant.analysis import fragments, measure, positivity, tiles
-from histoquant.analysis.marker_objects import marker_objects
 from histoquant.analysis.counting import IDENTITY, Section, count_regions, sensitivity
+from histoquant.analysis.marker_objects import marker_objects
 from histoquant.analysis.migration import geodesic_distance_um
 from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Threshold
 from histoquant.analysis.tiles import Tile
@@ -146,7 +146,7 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
     with_pieces, pieces = _with_pieces(labels, found, work)
     owned = tiles.own(with_pieces, tile, work.slide.shape)
     renamed = np.zeros(int(with_pieces.max(initial=0)) + 1, dtype=np.uint32)
-    renamed[with_pieces] = owned.labels
+    renamed[owned.given] = np.arange(1, len(owned.given) + 1)
     cells = measure.measure_nuclei(
         pixels,
         owned.labels,
@@ -159,7 +159,7 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
     mine = np.concatenate([[False], owned.mine])
     return TileResult(
         tile.box,
-        np.where(mine[owned.labels], owned.labels, 0).astype(np.uint32),
+        tiles.kept(owned.labels, owned.mine),
         cells,
         _own_objects([table for table, _ in found], renamed, mine, tile.core),
         int((owned.mine & owned.cut).sum()),
@@ -206,7 +206,9 @@ def _with_pieces(
         numbers = table["number"].to_numpy()[holds_dna]
         names = np.zeros(int(image.max(initial=0)) + 1, dtype=np.uint32)
         names[numbers] = together.max(initial=0) + np.arange(1, len(numbers) + 1, dtype=np.uint32)
-        together = np.where(together > 0, together, names[image])
+        if len(numbers):
+            free = (image > 0) & (together == 0)
+            together[free] = names[image[free]]
         table["own_label"] = names[table["number"]]
         added.append(names[numbers])
     return together, np.concatenate(added)

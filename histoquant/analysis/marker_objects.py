@@ -94,9 +94,7 @@ def marker_objects(
     return table, objects
 
 
-def _off_nuclei(
-    found: Compartment, labels: NDArray[np.uint32], *, least_px: float, longest_px: float
-) -> Compartment:
+def _off_nuclei(found: Compartment, labels: NDArray[np.uint32], *, least_px: float, longest_px: float) -> Compartment:
     """Return the objects that are no specks, no haze, and at most half on nuclei."""
     on_nuclei = np.bincount(found.owners()[labels.ravel()[found.flat] > 0], minlength=len(found))
     y0, y1, x0, x1 = found.boxes.T
@@ -130,10 +128,8 @@ def touching(image: NDArray[Any], background: NDArray[np.float32], floor: float)
 
 
 @compiled
-def _grouped(
-    flat: NDArray[np.uint32], width: int
-) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
-    """Group pixels, given in raster order, by objects; runs of pixels along rows are joined to those in the row above."""
+def _grouped(flat: NDArray[np.uint32], width: int) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
+    """Group pixels, given in raster order, by objects: runs along a row are joined to those in the row above."""
     n_runs = 0
     for k in range(len(flat)):
         if k == 0 or flat[k] != flat[k - 1] + 1 or flat[k] % width == 0:
