@@ -139,7 +139,7 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
     with_pieces, pieces = _with_pieces(labels, found, work)
     owned = tiles.own(with_pieces, tile, work.slide.shape)
     renamed = np.zeros(int(with_pieces.max(initial=0)) + 1, dtype=np.uint32)
-    renamed[with_pieces] = owned.labels
+    renamed[owned.given] = np.arange(1, len(owned.given) + 1)
     cells = measure.measure_nuclei(
         pixels,
         owned.labels,
@@ -198,7 +198,9 @@ def _with_pieces(
         numbers = table["number"].to_numpy()[holds_dna]
         names = np.zeros(int(image.max(initial=0)) + 1, dtype=np.uint32)
         names[numbers] = together.max(initial=0) + np.arange(1, len(numbers) + 1, dtype=np.uint32)
-        together = np.where(together > 0, together, names[image])
+        if len(numbers):
+            free = (image > 0) & (together == 0)
+            together[free] = names[image[free]]
         table["own_label"] = names[table["number"]]
         added.append(names[numbers])
     return together, np.concatenate(added)

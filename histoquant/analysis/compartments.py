@@ -6,13 +6,13 @@ whichever tile the object is seen in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histoquant.analysis.compiled import compiled
+from histoquant.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,12 +55,12 @@ class Compartment:
         """Return the sum of an image over each object; exact for integers while it stays below 2^53."""
         return _totals(image.ravel(), self.flat, self.starts)
 
-    def parts(self, n: int) -> Iterator[Compartment]:
-        """Return the objects ``n`` at a time; without any, one part without any."""
-        for first in range(0, max(len(self), 1), n):
-            starts = self.starts[first : first + n + 1]
-            flat = self.flat[starts[0] : starts[-1]]
-            yield Compartment(flat, starts - starts[0], self.boxes[first : first + n], self.shape)
+    def part(self, objects: slice) -> Compartment:
+        """Return a run of the objects; its pixels are not copied."""
+        boxes = self.boxes[objects]
+        first = objects.start
+        starts = self.starts[first : first + len(boxes) + 1]
+        return Compartment(self.flat[starts[0] : starts[-1]], starts - starts[0], boxes, self.shape)
 
     def kept(self, keep: NDArray[np.bool_]) -> Compartment:
         """Return some of the objects."""
@@ -102,10 +102,21 @@ def compartment(labels: NDArray[np.uint32], chosen: NDArray[np.bool_]) -> Compar
     labels : (y, x) uint32, 0 = background
     chosen : (n,) bool
         Whether object ``i + 1`` is wanted.
+
+    Raises
+    ------
+    InputError
+        If labels go beyond n, or an object that is wanted has no pixel.
     """
+    highest = int(labels.max(initial=0))
+    if highest > len(chosen):
+        raise InputError(f"Label {highest} in an image of {len(chosen)} objects.")
     number = np.zeros(len(chosen) + 1, dtype=np.uint32)
     number[1:][chosen] = np.arange(1, np.count_nonzero(chosen) + 1)
-    return Compartment(*_listed(labels, number, int(number.max())), (labels.shape[0], labels.shape[1]))
+    listed = Compartment(*_listed(labels, number, int(number.max())), (labels.shape[0], labels.shape[1]))
+    if not listed.size.all():
+        raise InputError(f"Object {np.flatnonzero(chosen)[listed.size == 0][0] + 1} has no pixel.")
+    return listed
 
 
 def rings(labels: NDArray[np.uint32], objects: Compartment, width_px: float) -> Compartment:

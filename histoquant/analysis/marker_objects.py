@@ -129,7 +129,7 @@ def touching(image: NDArray[Any], background: NDArray[np.float32], floor: float)
 
 @compiled
 def _grouped(flat: NDArray[np.uint32], width: int) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
-    """Group pixels, given in raster order, by objects; runs of pixels along rows are joined to those in the row above."""
+    """Group pixels, given in raster order, by objects: runs along a row are joined to those in the row above."""
     n_runs = 0
     for k in range(len(flat)):
         if k == 0 or flat[k] != flat[k - 1] + 1 or flat[k] % width == 0:

@@ -6,9 +6,10 @@ that a nucleus gets the same row whichever tile measures it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ MIN_BACKGROUND_SAMPLES = 16
 
 ANNULUS_SAMPLES = 240
 
-NUCLEI_AT_ONCE = 256
+NUCLEI_AT_ONCE = 128
 """Neighbours in raster order: the pixels round them stay in the processor's cache from one feature to the next."""
 
 
@@ -58,9 +59,10 @@ class Pixels:
     @cached_property
     def native(self) -> NDArray[Any]:
         """The intensities in the order and byte order that compiled loops read; a copy only where these differ."""
-        kind = self.raw.dtype.newbyteorder("=")
-        # No processor counts in half floats; every one of them is a float.
-        return np.ascontiguousarray(self.raw, dtype=np.float32 if kind == np.float16 else kind)
+        # Half floats and masks are no numbers to a compiled loop; each of their values is a float or a byte.
+        code = {"e": "f", "?": "B"}.get(self.raw.dtype.char, self.raw.dtype.char)
+        native: NDArray[Any] = np.ascontiguousarray(self.raw, dtype=np.dtype(code))
+        return native
 
 
 def reach_um(settings: Measure, max_object_um: float) -> float:
@@ -104,28 +106,39 @@ def measure_nuclei(
     """
     import pandas as pd
 
-    parts = []
-    for nucleus in compartment(labels, mine).parts(NUCLEI_AT_ONCE):
-        raw, px = pixels.native, pixels.pixel_size_um
+    raw, px = pixels.native, pixels.pixel_size_um
+    nuclei = compartment(labels, mine)
+    y, x, major, minor = nuclei.moments(pixels.box.y0, pixels.box.x0)
+    sizes, backgrounds = [], []
+    read: dict[str | tuple[str, int], list[NDArray[Any]]] = defaultdict(list)
+    for first in range(0, max(len(nuclei), 1), NUCLEI_AT_ONCE):
+        some = slice(first, first + NUCLEI_AT_ONCE)
+        nucleus = nuclei.part(some)
         ring = rings(labels, nucleus, settings.ring_um / px)
-        y, x, major, minor = nucleus.moments(pixels.box.y0, pixels.box.x0)
-        columns = {"y_px": y, "x_px": x, "area_px": nucleus.size, "major_px": major, "minor_px": minor}
-        backgrounds = local_background(pixels, labels, y, x, settings=settings)
-        for index, channel in enumerate(pixels.channels):
-            in_nucleus, in_ring = nucleus.total(raw[index]), ring.total(raw[index])
-            with np.errstate(invalid="ignore"):
-                columns[f"mean_{channel}"] = in_nucleus / nucleus.size
-                columns[f"ring_mean_{channel}"] = in_ring / ring.size
-                columns[f"cell_mean_{channel}"] = (in_nucleus + in_ring) / (nucleus.size + ring.size)
-            columns[f"background_{channel}"] = backgrounds[index]
+        sizes.append(ring.size)
+        backgrounds.append(local_background(pixels, labels, y[some], x[some], settings=settings))
+        for index in range(len(raw)):
+            read["nucleus", index].append(nucleus.total(raw[index]))
+            read["ring", index].append(ring.total(raw[index]))
         for name, (index, where, fraction) in order_statistics.items():
-            reached = reached_by(raw[index], nucleus if where == "nuclear" else ring, fraction)
-            columns[name] = reached - backgrounds[index]
-        for name, (first, second) in correlations.items():
-            columns[name] = correlation(raw[first], raw[second], nucleus, ring, pixel_size_um=px)
-        parts.append(columns)
-    table = {name: np.concatenate([columns[name] for columns in parts]) for name in parts[0]}
-    return pd.DataFrame({"label": np.flatnonzero(mine) + 1} | table)
+            read[name].append(reached_by(raw[index], nucleus if where == "nuclear" else ring, fraction))
+        for name, (one, other) in correlations.items():
+            read[name].append(correlation(raw[one], raw[other], nucleus, ring, pixel_size_um=px))
+
+    whole = {name: np.concatenate(parts) for name, parts in read.items()}
+    size, ring_size, background = nuclei.size, np.concatenate(sizes), np.concatenate(backgrounds, axis=1)
+    columns: dict[str, Any] = {"label": np.flatnonzero(mine) + 1, "y_px": y, "x_px": x, "area_px": size}
+    columns |= {"major_px": major, "minor_px": minor}
+    for index, channel in enumerate(pixels.channels):
+        in_nucleus, in_ring = whole["nucleus", index], whole["ring", index]
+        columns[f"mean_{channel}"] = in_nucleus / size
+        with np.errstate(invalid="ignore"):
+            columns[f"ring_mean_{channel}"] = in_ring / ring_size
+        columns[f"cell_mean_{channel}"] = (in_nucleus + in_ring) / (size + ring_size)
+        columns[f"background_{channel}"] = background[index]
+    columns |= {name: whole[name] - background[index] for name, (index, _, _) in order_statistics.items()}
+    columns |= {name: whole[name] for name in correlations}
+    return pd.DataFrame(columns)
 
 
 def local_background(
@@ -158,6 +171,7 @@ def local_background(
     return np.where(enough, medians, pixels.background[:, rows, columns])
 
 
+@lru_cache(maxsize=8)
 def _annulus(inner_px: float, outer_px: float) -> NDArray[np.int64]:
     """Return (k, 2) whole-pixel offsets on a square lattice that fill an annulus, about `ANNULUS_SAMPLES` of them."""
     step = max(1, int(np.sqrt(np.pi * (outer_px**2 - inner_px**2) / ANNULUS_SAMPLES)))
