@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from histoquant.cores import available_cores
+from histoquant.cores import available_cores as available_cores
 from histoquant.errors import InputError
 
 
