@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
+from histoquant.cores import available_cores as available_cores
 from histoquant.errors import InputError
-from histoquant.threads import available_cores as available_cores
 
 
 class Inline(Executor):
