@@ -6,6 +6,7 @@ Nothing here guesses: a length without a unit we know is None, a missing channel
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from math import isfinite
 from typing import Any
@@ -87,13 +88,18 @@ def named_channels(names: Iterable[object], n_channels: int) -> tuple[str, ...]:
     """
     given = [str(name).strip() if name is not None else "" for name in names][:n_channels]
     given += [""] * (n_channels - len(given))
-    unique: list[str] = []
-    for i, wanted in enumerate(name or f"channel_{i}" for i, name in enumerate(given)):
-        name, count = wanted, 1
-        while name in unique or (count > 1 and name in given[i + 1 :]):
+    unique: dict[str, None] = {}
+    counts: dict[str, int] = {}
+    ahead = Counter(given)
+    for i, stated in enumerate(given):
+        ahead[stated] -= 1
+        name = wanted = stated or f"channel_{i}"
+        count = counts.get(wanted, 1)
+        while name in unique or (count > 1 and ahead[name] > 0):
             count += 1
             name = f"{wanted}_{count}"
-        unique.append(name)
+        counts[wanted] = count
+        unique[name] = None
     return tuple(unique)
 
 
