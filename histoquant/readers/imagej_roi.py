@@ -31,6 +31,9 @@ CURVE_PIECES = 32
 CURVE_POINTS = {0: 1, 1: 1, 2: 2, 3: 3, 4: 0}
 """Points that follow each code of a java.awt.geom.PathIterator: move, line, quadratic, cubic, close."""
 
+MAX_COMPOSITE = 2_000_000
+"""Numbers in the path of a composite, three to a corner."""
+
 AREAS = ("POLYGON", "FREEHAND", "TRACED", "RECT", "OVAL")
 LINES = ("LINE", "POLYLINE", "FREELINE")
 
@@ -124,6 +127,8 @@ def _finite(positions: Any) -> NDArray[np.float64]:
 
 def _composite(path: NDArray[np.float64]) -> Geometry:
     """Return what lies in an odd number of a path's rings, as ImageJ's ShapeRoi fills it."""
+    if len(path) > MAX_COMPOSITE:
+        raise InputError(f"is a composite of more than {MAX_COMPOSITE // 3:,} corners")
     rings: list[list[NDArray[np.float64]]] = []
     at = 0
     while at < len(path):

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.faults.fuzz_originals import write_originals
-from tests.faults.fuzz_worker import mutated
 
 KINDS = ("tiff", "geojson", "roi", "toml", "csv")
 REPOSITORY = Path(__file__).parents[2]
