@@ -118,7 +118,9 @@ def _boxed(roi: Any, *, oval: bool) -> Geometry:
 
 
 def _finite(positions: Any) -> NDArray[np.float64]:
-    """Return positions as float64."""
+    """Return positions as float64; a header that declares some may come without any."""
+    if positions is None:
+        raise InputError("has no positions")
     # asked before they are widened: to widen a signalling NaN is a floating-point error
     if not np.isfinite(positions).all():
         raise InputError("has positions that are not finite")

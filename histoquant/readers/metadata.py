@@ -5,6 +5,7 @@ Nothing here guesses: a length without a unit we know is None, a missing channel
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -153,6 +154,9 @@ def _tag_size_um(page: Any, *, scanner: bool) -> Size:
     return size_um(*sizes), None
 
 
+_OME_PLACES = ("IFD", "PlaneCount", "FirstC", "FirstZ", "FirstT")
+
+
 def _ome_image(tif: Any, index: int, name: str) -> tuple[ElementTree.Element | None, str]:
     root = ElementTree.fromstring(tif.ome_metadata)  # noqa: S314 - no entity is expanded, see the import
     space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
@@ -161,6 +165,28 @@ def _ome_image(tif: Any, index: int, name: str) -> tuple[ElementTree.Element | N
         images = [image for image in images if image.get("Name") == name]
         index = 0 if len(images) == 1 else len(images)
     return (images[index].find(f"{space}Pixels") if index < len(images) else None), space
+
+
+def most_ome_planes(xml: str, page_px: int) -> int:
+    """Return how many planes OME metadata speaks of at most: declared by the sizes of an image, or by a number.
+
+    Parameters
+    ----------
+    page_px : int
+        Pixels of the largest page.
+    """
+    most = 0
+    for element in ElementTree.fromstring(xml).iter():  # noqa: S314 - no entity is expanded, see the import
+        pixels = math.prod(_whole(element.get(f"Size{axis}", "1")) for axis in "XYCZT")
+        most = max(most, pixels // page_px, *(_whole(element.get(name, "0")) for name in _OME_PLACES))
+    return most
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # tifffile tells
+        return 0
 
 
 def _imagej_size_um(tif: Any, page: Any) -> Size:

@@ -17,7 +17,14 @@ import numpy as np
 
 from histoquant.errors import FormatError
 from histoquant.model.slide import Slide
-from histoquant.readers.metadata import density_um, named_channels, size_um, tiff_channel_names, tiff_size_um
+from histoquant.readers.metadata import (
+    density_um,
+    most_ome_planes,
+    named_channels,
+    size_um,
+    tiff_channel_names,
+    tiff_size_um,
+)
 from histoquant.readers.pixels import MAX_SEGMENT_BYTES, Pixels, choose_scene, damage_named, rgb_look
 from histoquant.readers.segments import CUT_SHORT, Files, TiffPixels
 
@@ -28,6 +35,11 @@ _BAND_PX = 1024
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_DIRECTORIES = 20_000
 """Images of one file; more than the channels and planes of any section."""
+
+MAX_TAGS = 4096
+_SIZE_TAGS = (256, 257, 258, 277, 278, 322, 323)
+_UNSIGNED = {1: "B", 3: "H", 4: "I", 16: "Q"}
+"""TIFF's types of unsigned numbers: a negative length sends tifffile backwards through its pages."""
 
 MAX_EXPANSION = 4096
 """Decoded bytes for one of the file, in an image of more than a segment's largest size. Deflate, which packs blank
@@ -129,15 +141,19 @@ def _opened(path: Path) -> Iterator[tuple[Any, list[tuple[str, int, Any]]]]:
 
 
 def _refuse_endless(path: Path, tif: Any) -> None:
-    """Refuse directories that lead round in a circle: tifffile would follow them for ever."""
+    """Refuse headers that tifffile would follow for ever, or make lists of any length of."""
     layout, file = tif.tiff, tif.filehandle
     seen: set[int] = set()
+    largest_px = 1
     offset = tif.pages.first.offset
     while 0 < offset < file.size and offset not in seen and len(seen) <= MAX_DIRECTORIES:
         seen.add(offset)
         file.seek(offset)
         (n_tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
-        file.seek(offset + layout.tagnosize + n_tags * layout.tagsize)
+        if n_tags > MAX_TAGS:
+            return  # no directory, which tifffile tells
+        tags = file.read(n_tags * layout.tagsize)
+        largest_px = max(largest_px, _declared_px(path, layout, tags))
         following = file.read(layout.offsetsize)
         if len(following) < layout.offsetsize:
             return  # cut short, which tifffile tells
@@ -146,6 +162,23 @@ def _refuse_endless(path: Path, tif: Any) -> None:
         raise FormatError(f"'{path.name}' lists its image {len(seen)} times over, without an end.", CUT_SHORT)
     if len(seen) > MAX_DIRECTORIES:
         raise FormatError(f"'{path.name}' lists more than {MAX_DIRECTORIES:,} images.", "Save one section per file.")
+    if tif.is_ome and most_ome_planes(tif.ome_metadata, largest_px) > MAX_DIRECTORIES:
+        raise FormatError(
+            f"'{path.name}' speaks of more than {MAX_DIRECTORIES:,} planes in its OME metadata.", CUT_SHORT
+        )
+
+
+def _declared_px(path: Path, layout: Any, tags: bytes) -> int:
+    """Return height times width of a directory, 1 for what it does not say; refuse sizes of another type."""
+    sides = {256: 1, 257: 1}
+    for at in range(0, len(tags) - layout.tagsize + 1, layout.tagsize):
+        code, kind = struct.unpack_from(layout.byteorder + "HH", tags, at)
+        if code in _SIZE_TAGS and kind not in _UNSIGNED:
+            raise FormatError(f"'{path.name}' states a size (tag {code}) that is no whole number.", CUT_SHORT)
+        if code in sides:
+            value_at = at + 4 + (layout.tagsize - 4) // 2  # after code and type: a count and a value of one width
+            (sides[code],) = struct.unpack_from(layout.byteorder + _UNSIGNED[kind], tags, value_at)
+    return max(1, sides[256] * sides[257])
 
 
 def _refuse_bomb(path: Path, series: Any) -> None:
