@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from histoquant.model.study import Study, parse_study
 from histoquant.survey import segmenter_parameters
 from histoquant.work import rules_of
 
-MAX_TEXT_BYTES = 50_000_000
+MAX_SHEET_BYTES = 5_000_000
+MAX_RECIPE_BYTES = 200_000
+"""Ten thousand slides, and a hundred times the longest recipe. What is larger is another file, or made to do harm."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,13 @@ def load(study_path: Path, recipe_path: Path, *, allow_outside: bool = False) ->
     study: Study | None = None
     recipe: Recipe | None = None
     try:
-        text = _text(study_path, StudyError, "sample sheet")
+        text = _text(study_path, StudyError, "sample sheet", MAX_SHEET_BYTES)
         study = parse_study(text, study_path.parent, source=study_path.name, allow_outside=allow_outside)
     except HistoquantError as error:
         faults += single_faults(error)
     try:
-        recipe = parse_recipe(_text(recipe_path, RecipeError, "recipe"), source=recipe_path.name)
+        text = _text(recipe_path, RecipeError, "recipe", MAX_RECIPE_BYTES)
+        recipe = parse_recipe(text, source=recipe_path.name)
         segmenter_parameters(recipe.segment)
         rules_of(recipe.panel)
     except HistoquantError as error:
@@ -54,11 +58,13 @@ def load(study_path: Path, recipe_path: Path, *, allow_outside: bool = False) ->
     return Checked(study, recipe)
 
 
-def _text(path: Path, kind: type[InputError], called: str) -> str:
+def _text(path: Path, kind: type[InputError], called: str, max_bytes: int) -> str:
     try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise kind(f"The {called} '{path}' is larger than 50 MB.", "Name the right file.")
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)  # asked of what was read: a device has no size
+        if len(content) > max_bytes:
+            raise kind(f"The {called} '{path}' is larger than {max_bytes / 1e6:g} MB.", "Name the right file.")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()  # any line ends
     except UnicodeDecodeError as error:
         raise kind(f"The {called} '{path}' is not UTF-8 text.", "Save it again as UTF-8.") from error
     except OSError as error:

@@ -235,7 +235,7 @@ def parse_recipe(text: str, *, source: str = "recipe") -> Recipe:
     """
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         raise RecipeError(f"{source}: not valid TOML ({error}).", "Mend that line.") from error
     return build_recipe(content, source=source)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,9 @@ OPTIONAL = (
     "scene",
     "exclude",
 )
+
+SHOWN = 500
+"""Characters of a header that are shown in a message."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,19 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
     except csv.Error as error:
         raise StudyError(f"{source}: not a readable CSV ({error}).", "Save it again as CSV (UTF-8).") from error
     lines = [(number, row) for number, row in enumerate(rows, start=1) if any(cell.strip() for cell in row)]
-    columns = [cell.strip() for cell in lines[0][1]]
+    columns = [cell.strip() for cell in lines[0][1]] if lines else []
     missing = [name for name in REQUIRED if name not in columns]
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    twice = sorted(name for name, count in Counter(columns).items() if name and count > 1)
     if missing or twice:
-        what = f"lacks the column(s) {', '.join(missing)}" if missing else f"has the column(s) {', '.join(twice)} twice"
-        raise StudyError(f"{source}: the sheet {what}.", f"Its header is: {', '.join(columns)}.")
+        named = ", ".join(missing or twice)[:SHOWN]
+        what = f"lacks the column(s) {named}" if missing else f"has the column(s) {named} twice"
+        raise StudyError(f"{source}: the sheet {what}.", f"Its header is: {', '.join(columns)[:SHOWN]}.")
     if len(lines) == 1:
         raise StudyError(f"{source}: the sheet lists no slides.", "Add one row per slide.")
 
     faults: list[HistoquantError] = []
     slides: list[StudySlide] = []
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     seen: dict[tuple[str, str], int] = {}
     for number, row in lines[1:]:
         if len(row) > len(columns):
@@ -117,7 +122,7 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
             )
             continue
         seen[key] = number
-        taken.add(slide.slide_id.casefold())
+        taken.setdefault(slide.slide_id.casefold(), 1)
         slides.append(slide)
     groups: dict[str, set[str]] = {}
     for slide in slides:
@@ -132,7 +137,7 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
     return Study(tuple(slides), folder)
 
 
-def _slide(cells: dict[str, str], folder: Path, taken: set[str], allow_outside: bool) -> StudySlide:
+def _slide(cells: dict[str, str], folder: Path, taken: dict[str, int], allow_outside: bool) -> StudySlide:
     for name in REQUIRED:
         if not cells.get(name):
             raise StudyError(f"the cell '{name}' is empty.", "Fill it in.")
@@ -180,14 +185,20 @@ def _inside(text: str, folder: Path, allow_outside: bool) -> Path:
     path = Path(text)
     if path.is_absolute():
         return path
-    resolved = (folder / path).resolve()
+    try:
+        resolved = (folder / path).resolve()
+    except (OSError, RuntimeError) as error:  # links that lead round in a circle
+        raise StudyError(f"the path '{text}' leads nowhere.", "Mend the path.") from error
     if not allow_outside and not resolved.is_relative_to(folder.resolve()):
         raise StudyError(f"the path '{text}' leaves the study's folder.", "Write it absolute, or give --allow-outside.")
     return folder / path
 
 
-def _slide_id(path: Path, scene: str | None, taken: set[str]) -> str:
-    """Return the file stem made safe for any file system, unique within the study."""
+def _slide_id(path: Path, scene: str | None, taken: dict[str, int]) -> str:
+    """Return the file stem made safe for any file system, unique within the study.
+
+    ``taken`` holds each id given before, and the last number that was put after it.
+    """
     stem = path.name
     for suffix in (".ome.tiff", ".ome.tif", ".ome.zarr"):
         if stem.casefold().endswith(suffix):
@@ -197,8 +208,10 @@ def _slide_id(path: Path, scene: str | None, taken: set[str]) -> str:
         stem = path.stem
     name = stem + (f"_{scene}" if scene else "")
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._")[:80] or "slide"
-    unique, number = safe, 1
+    unique, number = safe, taken.get(safe.casefold(), 1)
     while unique.casefold() in taken:
         number += 1
         unique = f"{safe}_{number}"
+    if number > 1:
+        taken[safe.casefold()] = number
     return unique
