@@ -113,17 +113,18 @@ def _analysed(
     state: RunState, number: int | None, limits: Limits, progress: Callable[[Progress], None]
 ) -> tuple[list[Failure], dict[str, SlideReport]]:
     """Analyse all slides; return what failed, and the reports of the others in the order of the sheet."""
+    wanted = cluster.available_cores() if number is None else number
     memory = cluster.available_memory() if limits.memory_gb is None else int(limits.memory_gb * 1e9)
-    with cluster.workers(number, memory_bytes=memory - PROCESS_BYTES) as workers:
+    room = max(PROCESS_BYTES, memory - PROCESS_BYTES)  # beside this process
+    with cluster.workers(min(wanted, room // PROCESS_BYTES), memory_bytes=room) as workers:
         extents, failures = check_slides(state.checked, workers, state.folder.root)
         for failure in failures:
             state.slides[failure.slide] = "failed"
             progress(Progress(0, 0, f"FAILED {failure.slide}: {failure.error}"))
         if extents:
-            fitting = workers_that_fit(extents, memory, workers.number)
-            if fitting < workers.number:
-                state.notes.append(f"{fitting} of {workers.number} workers: more do not fit into {memory / 1e9:.3g} GB")
-                workers.keep(fitting)
+            workers.keep(workers_that_fit(extents, memory, workers.number))
+        if workers.number < wanted:
+            state.notes.append(f"{workers.number} of {wanted} workers: more do not fit into {memory / 1e9:.3g} GB")
         schedule = Schedule(state, extents, block_timeout_s=limits.block_timeout_s, progress=progress)
         schedule.work(workers)
     state.notes += schedule.damage()

@@ -32,7 +32,7 @@ from histoquant.ometiff import write_ome_tiff
 from histoquant.pipeline import Measured
 from histoquant.readers.outlines import read_outlines
 from histoquant.report.figures import draw_overview, draw_refused
-from histoquant.store import RunFolder, content_key
+from histoquant.store import RunFolder, content_key, sha256_of
 from histoquant.survey import Survey, segmenter_fingerprint, segmenter_parameters, shrink, survey
 from histoquant.work import Work
 
@@ -376,7 +376,7 @@ def _finished(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence
     store.write_csv(target / "sensitivity.csv", result.sensitivity)
     if any(marker.orphans for marker in work.panel.values()):
         store.write_csv(target / "marker_objects.csv", result.objects)
-    write_labels(item, work, measured.numbers, target / "labels.ome.tif")
+    _keep_labels(item, work, measured.numbers, target / "labels.ome.tif")
     coarse_um = max(px, max(slide_um) / OVERVIEW_PX)
     with store.whole_file(target / "overview.png") as temporary:
         picture, picture_px = shrink(work.slide, work.survey.indices, job.recipe.segment, coarse_um=coarse_um)
@@ -401,6 +401,16 @@ def _check_outlines_named(job: Job, regions: RegionSet) -> None:
                 f"Slide '{job.slide.slide_id}': no outline '{name}' to take distances to.",
                 "Draw it, or correct distance_to and migration_from under [count] in the recipe.",
             )
+
+
+def _keep_labels(item: Joined, work: Work, numbers: pd.DataFrame, path: Path) -> None:
+    """Write the label image unless the one that is there came from the same cells: thresholds do not change it."""
+    blocks = item.job.folder.blocks
+    key = content_key(kind="labels", measured=item.measured_key, histoquant=__version__)
+    if key in blocks and path.exists() and blocks.arrays(key)["sha256"].tobytes() == bytes.fromhex(sha256_of(path)):
+        return
+    write_labels(item, work, numbers, path)
+    blocks.write(key, {"sha256": np.frombuffer(bytes.fromhex(sha256_of(path)), dtype=np.uint8)})
 
 
 def write_labels(item: Joined, work: Work, numbers: pd.DataFrame, path: Path) -> None:
