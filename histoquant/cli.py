@@ -346,10 +346,11 @@ def main() -> NoReturn:
         for fault in error.faults if isinstance(error, Faults) else (error,):
             print(f"histoquant: {fault}", file=sys.stderr)
         code = 2
-    except typer.Abort:  # what typer makes of Ctrl-C
-        print("histoquant: interrupted; what is finished is kept, the same command goes on.", file=sys.stderr)
+    except typer.Abort:  # what some versions of typer make of Ctrl-C; others return 130
         code = 130
     except _CommandError as error:
         error.show()
         code = 2
+    if code == 130:
+        print("histoquant: interrupted; what is finished is kept, the same command goes on.", file=sys.stderr)
     sys.exit(code or 0)
