@@ -140,15 +140,15 @@ def check(
     from histoquant.inputs import load
 
     checked = load(study, recipe, allow_outside=allow_outside)
-    blocks, failures = check_study(checked)
+    sound, failures = check_study(checked)
     tell = _Printer(quiet, None)
     if json_:
-        print(json.dumps({"sound": list(blocks), "faults": [vars(failure) for failure in failures]}, indent=2))
+        print(json.dumps({"sound": sound, "faults": [vars(failure) for failure in failures]}, indent=2))
     for failure in () if json_ else failures:
         print(f"{failure.slide}: {failure.error} {failure.remedy}", file=sys.stderr)
     n_slides = len(checked.study.included)
     if not json_:
-        tell(f"{len(blocks)} of {n_slides} slide(s) can be analysed; {len(failures)} fault(s).")
+        tell(f"{len(sound)} of {n_slides} slide(s) can be analysed; {len(failures)} fault(s).")
     raise typer.Exit(2 if failures else 0)
 
 
@@ -158,6 +158,12 @@ def run(
     recipe: Recipe,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an earlier run in it is resumed.")],
     workers: Workers = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0.001, help="GB for all processes; most of the machine's.")
+    ] = None,
+    block_timeout: Annotated[
+        float | None, typer.Option("--block-timeout", min=1, help="Seconds after which a block of tiles hangs.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run left in the folder.")] = False,
     allow_outside: Outside = False,
     quiet: Quiet = False,
@@ -166,12 +172,14 @@ def run(
 ) -> None:
     """Analyse a study. Exit code 0 done, 1 some slides failed, 2 the input is wrong, 130 interrupted."""
     from histoquant.batch import run_study
+    from histoquant.cluster import Limits
     from histoquant.inputs import load
 
     tell = _Printer(quiet or json_, log)
     checked = load(study, recipe, allow_outside=allow_outside)
+    limits = Limits(memory, block_timeout)
     with tell.progress("run") as show:
-        outcome = run_study(checked, out, workers=workers, fresh=fresh, command=sys.argv, progress=show)
+        outcome = run_study(checked, out, workers=workers, limits=limits, fresh=fresh, command=sys.argv, progress=show)
     if json_:
         failures = [vars(failure) for failure in outcome.failures]
         print(json.dumps({"out": str(out), "failures": failures, "notes": outcome.notes}, indent=2))
@@ -338,10 +346,11 @@ def main() -> NoReturn:
         for fault in error.faults if isinstance(error, Faults) else (error,):
             print(f"histoquant: {fault}", file=sys.stderr)
         code = 2
-    except typer.Abort:  # what typer makes of Ctrl-C
-        print("histoquant: interrupted; what is finished is kept, the same command goes on.", file=sys.stderr)
+    except typer.Abort:  # what some versions of typer make of Ctrl-C; others return 130
         code = 130
     except _CommandError as error:
         error.show()
         code = 2
+    if code == 130:
+        print("histoquant: interrupted; what is finished is kept, the same command goes on.", file=sys.stderr)
     sys.exit(code or 0)

@@ -67,7 +67,9 @@ class Segmenter(Protocol):
 
     May also have ``survey(samples, pixel_size_um) -> Params``, called once per slide with a list of
     (c, z, y, x) float32 images, which returns the parameters with what is estimated from the slide filled in:
-    fields that are None. A field ``diameter_um`` takes the nuclear diameter stated in the recipe.
+    fields that are None. A field ``diameter_um`` takes the nuclear diameter stated in the recipe. A segmenter whose
+    labels depend on a file also has a property ``weights_sha256``, the sum of that file: stored results are used again
+    only while name, version and weights of the segmenter are the same.
     """
 
     api: ClassVar[int] = API

@@ -5,8 +5,9 @@ What travels between the driver and the workers is a `Job`, a key, and small tab
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,8 @@ from histoquant import __version__, pipeline, registry, store
 from histoquant.analysis.counting import IDENTITY
 from histoquant.analysis.positivity import Threshold
 from histoquant.analysis.runs import Runs, paint
-from histoquant.errors import Faults, HistoquantError, RegionError, raise_all
+from histoquant.errors import Faults, FormatError, HistoquantError, RegionError, StoreError, raise_all
+from histoquant.footprint import tile_bytes
 from histoquant.model.geometry import slide_rectangle
 from histoquant.model.panel import bound, counterstain_of
 from histoquant.model.recipe import RESULT_VERSION, Recipe
@@ -32,8 +34,8 @@ from histoquant.picture import Picture, look, look_px, shrink
 from histoquant.pipeline import Measured
 from histoquant.readers.outlines import read_outlines
 from histoquant.report.figures import draw_overview, draw_refused
-from histoquant.store import RunFolder, content_key
-from histoquant.survey import Survey, segmenter_parameters, survey
+from histoquant.store import RunFolder, content_key, sha256_of
+from histoquant.survey import Survey, segmenter_fingerprint, segmenter_parameters, survey
 from histoquant.work import Work
 
 if TYPE_CHECKING:
@@ -45,14 +47,21 @@ BLOCK_TILES = 4
 
 OVERVIEW_PX = 1500
 
+Stamp = tuple[tuple[str, int, int], ...]
+"""Path, size and time of change (ns) of every file of a slide."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """One slide of a study, to be analysed into a run folder."""
+    """One slide of a study, to be analysed into a run folder.
+
+    ``stamp`` tells how its files were when the run began; empty when nobody looks whether they stay so.
+    """
 
     slide: StudySlide
     recipe: Recipe
     root: Path
+    stamp: Stamp = ()
 
     @property
     def folder(self) -> RunFolder:
@@ -86,14 +95,36 @@ def release() -> None:
         _open.popitem()[1].close()
 
 
-def check(job: Job) -> int:
-    """Open a slide and its outlines, compute nothing, and return into how many blocks it will be cut.
+@dataclass(frozen=True)
+class Extent:
+    """How much work a slide is.
+
+    Attributes
+    ----------
+    n_blocks : int
+    n_px, block_px : int
+        Pixels of the slide, and of the largest block without its halo.
+    tile_bytes : int
+        Memory that one tile takes.
+    stamp : Stamp
+    """
+
+    n_blocks: int
+    n_px: int
+    block_px: int
+    tile_bytes: int
+    stamp: Stamp
+
+
+def check(job: Job) -> Extent:
+    """Open a slide and its outlines, compute nothing, and return how much work it is.
 
     Raises
     ------
     HistoquantError
         Everything that keeps this slide from being analysed, together.
     """
+    stamp = stamp_of(job.slide)
     slide = open_slide(job.slide)
     faults: list[HistoquantError] = []
     try:
@@ -107,8 +138,10 @@ def check(job: Job) -> int:
         faults.extend(error.faults if isinstance(error, Faults) else (error,))
     raise_all(faults)
     core = job.recipe.tiles.core_px
-    n_tiles = -(-slide.shape[0] // core) * -(-slide.shape[1] // core)
-    return -(-n_tiles // BLOCK_TILES)
+    height, width = slide.shape
+    n_tiles = -(-height // core) * -(-width // core)
+    block_px = BLOCK_TILES * min(core, height) * min(core, width)
+    return Extent(-(-n_tiles // BLOCK_TILES), height * width, block_px, tile_bytes(slide, job.recipe), stamp)
 
 
 def draw_refusal(job: Job, reason: str) -> None:
@@ -151,25 +184,81 @@ def source_hashes(job: Job) -> dict[str, str]:
     return {file.name: store.sha256_of(file) for file in files}
 
 
+def stamp_of(row: StudySlide) -> Stamp:
+    """Return path, size and time of change of every file of a slide.
+
+    Raises
+    ------
+    FormatError
+        If there is no such file.
+    """
+    stamps = [(file, file.stat()) for file in registry.slide_files(row.path)]
+    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stamps)
+
+
+@contextlib.contextmanager
+def unchanged(job: Job) -> Iterator[None]:
+    """Do something with a slide's files, and make sure that they are before and after what the run began with.
+
+    Raises
+    ------
+    FormatError
+        If they are not; then that is the reason for whatever went wrong.
+    """
+    _compare(job)
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception:
+        _compare(job)
+        raise
+    _compare(job)
+
+
+def _compare(job: Job) -> None:
+    name = f"Slide '{job.slide.slide_id}'"
+    try:
+        if job.stamp in ((), stamp_of(job.slide)):
+            return
+    except OSError as error:
+        reason = getattr(error, "message", None) or f"{error.strerror or error}."
+        raise FormatError(
+            f"{name}: its file cannot be read any more: {reason}",
+            "Bring the file or its disk back, then run the same command again.",
+        ) from error
+    raise FormatError(
+        f"{name}: its file was changed while the run worked on it.",
+        "Wait until nothing writes to it, then run the same command again.",
+    )
+
+
 def survey_slide(job: Job) -> str:
     """Survey a slide unless that was done before, and return the key of the survey."""
-    recipe, sources = job.recipe, source_hashes(job)
-    key = content_key(
-        kind="survey",
-        source=sorted(sources.items()),
-        scene=job.slide.scene,
-        pixel_size_um=job.slide.pixel_size_um,
-        recipe=recipe.fingerprint(measured=True),
-        segmenter=registry.fingerprint_of("segmenter", recipe.segment.segmenter),
-    )
-    blocks = job.folder.blocks
-    if key not in blocks:
-        slide = open_slide(job.slide)
-        told = survey(slide, recipe)
-        if told.picture is not None and _survey_shows_overview(slide):
+    recipe, blocks = job.recipe, job.folder.blocks
+    with unchanged(job):
+        sources = source_hashes(job)
+        key = content_key(
+            kind="survey",
+            source=sorted(sources.items()),
+            reader=reader_fingerprint(job),
+            scene=job.slide.scene,
+            pixel_size_um=job.slide.pixel_size_um,
+            recipe=recipe.fingerprint(measured=True),
+            segmenter=segmenter_fingerprint(recipe.segment),
+        )
+        told = None if key in blocks else survey(open_slide(job.slide), recipe)
+    if told is not None:
+        if told.picture is not None and _survey_shows_overview(open_slide(job.slide)):
             blocks.write(_picture_key(key), told.picture.arrays())
+        # The sums go along, so that the end of a slide's path need not read the whole file for them again.
         blocks.write(key, told.arrays() | {"sources": np.frombuffer(json.dumps(sources).encode(), dtype=np.uint8)})
     return key
+
+
+def reader_fingerprint(job: Job) -> str:
+    """Return which plug-in reads a slide."""
+    return registry.fingerprint_of("reader", registry.reader_of(job.slide.path).name)
 
 
 def sources_of(job: Job, survey_key: str) -> dict[str, str]:
@@ -214,13 +303,20 @@ def block_key(survey_key: str, index: int) -> str:
 
 def analyse_block(job: Job, survey_key: str, index: int) -> bool:
     """Analyse one block of tiles unless that was done before; return whether it was done now."""
-    import pandas as pd
-
     key = block_key(survey_key, index)
     blocks = job.folder.blocks
     if key in blocks:
         return False
-    work = work_of(job, survey_key)
+    with unchanged(job):
+        arrays, tables = _analysed(work_of(job, survey_key), index)
+    blocks.write(key, arrays, tables)
+    return True
+
+
+def _analysed(work: Work, index: int) -> tuple[dict[str, NDArray[Any]], dict[str, pd.DataFrame]]:
+    """Return label tiles and tables of a block."""
+    import pandas as pd
+
     plan = pipeline.plan_slide(work)
     first = index * BLOCK_TILES
     arrays: dict[str, NDArray[Any]] = {}
@@ -232,9 +328,12 @@ def analyse_block(job: Job, survey_key: str, index: int) -> bool:
         objects.append(part.objects.assign(tile=number))
         n_cut += part.n_cut
     arrays["n_cut"] = np.array(n_cut)
-    tables = {"cells": pd.concat(cells, ignore_index=True), "objects": pd.concat(objects, ignore_index=True)}
-    blocks.write(key, arrays, tables)
-    return True
+    return arrays, {"cells": pd.concat(cells, ignore_index=True), "objects": pd.concat(objects, ignore_index=True)}
+
+
+def measured_key(survey_key: str) -> str:
+    """Return the key of a slide's measured table."""
+    return content_key(kind="measured", survey=survey_key, tiles=BLOCK_TILES)
 
 
 def _run_array(tile: int, name: str) -> str:
@@ -246,7 +345,7 @@ def join_slide(job: Job, survey_key: str, n_blocks: int) -> str:
     """Put the blocks of a slide together and return the key of the measured table."""
     import pandas as pd
 
-    key = content_key(kind="measured", survey=survey_key, tiles=BLOCK_TILES)
+    key = measured_key(survey_key)
     blocks = job.folder.blocks
     if key not in blocks:
         cells, objects, n_cut = [], [], 0
@@ -290,6 +389,11 @@ class SlideReport:
 
 def finish_slide(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence[str]) -> SlideReport:
     """Call, count and write everything a slide's folder holds."""
+    with unchanged(item.job):
+        return _finished(item, thresholds, flags)
+
+
+def _finished(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence[str]) -> SlideReport:
     job = item.job
     work = work_of(job, item.survey_key)
     px = work.slide.pixel_size_um
@@ -308,7 +412,7 @@ def finish_slide(item: Joined, thresholds: Mapping[str, Threshold], flags: Seque
     store.write_csv(target / "sensitivity.csv", result.sensitivity)
     if any(marker.orphans for marker in work.panel.values()):
         store.write_csv(target / "marker_objects.csv", result.objects)
-    write_labels(item, work, measured.numbers, target / "labels.ome.tif")
+    _keep_labels(item, work, measured.numbers, target / "labels.ome.tif")
     with store.whole_file(target / "overview.png") as temporary:
         picture = picture_of(job, item.survey_key, work)
         draw_overview(
@@ -332,6 +436,16 @@ def _check_outlines_named(job: Job, regions: RegionSet) -> None:
                 f"Slide '{job.slide.slide_id}': no outline '{name}' to take distances to.",
                 "Draw it, or correct distance_to and migration_from under [count] in the recipe.",
             )
+
+
+def _keep_labels(item: Joined, work: Work, numbers: pd.DataFrame, path: Path) -> None:
+    """Write the label image unless the one that is there came from the same cells: thresholds do not change it."""
+    blocks = item.job.folder.blocks
+    key = content_key(kind="labels", measured=item.measured_key, histoquant=__version__)
+    if key in blocks and path.exists() and blocks.arrays(key)["sha256"].tobytes() == bytes.fromhex(sha256_of(path)):
+        return
+    write_labels(item, work, numbers, path)
+    blocks.write(key, {"sha256": np.frombuffer(bytes.fromhex(sha256_of(path)), dtype=np.uint8)})
 
 
 def write_labels(item: Joined, work: Work, numbers: pd.DataFrame, path: Path) -> None:
@@ -386,7 +500,7 @@ def _provenance(item: Joined, work: Work, thresholds: Mapping[str, Threshold], f
         "result_version": RESULT_VERSION,
         "slide": {key: str(value) for key, value in asdict(job.slide).items() if value not in (None, "", {})},
         "sources": sources_of(job, item.survey_key),
-        "reader": registry.fingerprint_of("reader", registry.reader_of(job.slide.path).name),
+        "reader": reader_fingerprint(job),
         "regions_sha256": store.sha256_of(job.slide.regions) if job.slide.regions else None,
         "pixel_size_um": work.slide.pixel_size_um,
         "channels": list(work.slide.channels),
@@ -395,7 +509,7 @@ def _provenance(item: Joined, work: Work, thresholds: Mapping[str, Threshold], f
         "fingerprint": job.recipe.fingerprint(),
         "measured_key": item.measured_key,
         "segmenter": {
-            "plugin": registry.fingerprint_of("segmenter", job.recipe.segment.segmenter),
+            "plugin": segmenter_fingerprint(job.recipe.segment),
             "given": segmenter_parameters(job.recipe.segment).model_dump(mode="json"),
             "used": work.survey.segmenter,
         },

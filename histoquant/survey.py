@@ -265,6 +265,13 @@ def segmenter_parameters(segment: Segment) -> BaseModel:
     return plugin_parameters(params, given, where=f"[segment] of segmenter '{segment.segmenter}'")
 
 
+def segmenter_fingerprint(segment: Segment) -> str:
+    """Return which segmenter with which weights finds the nuclei; part of the key of all that is measured."""
+    told = registry.fingerprint_of("segmenter", segment.segmenter)
+    cls = registry.load("segmenter", segment.segmenter)
+    return f"{told} {cls(segmenter_parameters(segment)).weights_sha256}" if hasattr(cls, "weights_sha256") else told
+
+
 @lru_cache(maxsize=4)
 def _segmenter(name: str, params: str) -> Any:
     cls = registry.load("segmenter", name)

@@ -12,7 +12,7 @@ from histoquant.store import Blocks, RunFolder, content_key, sha256_of, whole_fi
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "deep" / "a.txt"
+    target = tmp_path / "new" / "a.txt"
     store.write_bytes(target, b"first")
 
     def broken():
