@@ -57,7 +57,7 @@ class Tiles(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    core_px: int = Field(1024, ge=64, le=16384, title="Core (px)", description="Side of the area a tile owns.")
+    core_px: int = Field(2048, ge=64, le=16384, title="Core (px)", description="Side of the area a tile owns.")
     max_object_um: float | None = Field(
         None,
         gt=0,
