@@ -159,8 +159,9 @@ def _listed(
         starts[i + 1] += starts[i]
     flat = np.empty(starts[n], np.uint32)
     boxes = np.empty((n, 4), np.int64)
-    boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3] = height, 0, width, 0
-    ends = starts[:n].copy()
+    for i in range(n):
+        boxes[i, 0], boxes[i, 2], boxes[i, 3] = height, width, 0
+    ends = starts.copy()
     for y in range(height):
         for x in range(width):
             label = labels[y, x]
@@ -277,7 +278,7 @@ def _rings(
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
     height, width = labels.shape
     n, reach = len(boxes), int(width_px)
-    grown = np.empty_like(boxes)
+    grown = np.empty((n, 4), np.int64)
     room = 0
     for i in range(n):
         grown[i, 0], grown[i, 1] = max(0, boxes[i, 0] - reach), min(height, boxes[i, 1] + reach)
@@ -288,7 +289,7 @@ def _rings(
     ring_starts = np.zeros(n + 1, np.int64)
     end = 0
     for i in range(n):
-        y0, y1, x0, x1 = grown[i]
+        y0, y1, x0, x1 = grown[i, 0], grown[i, 1], grown[i, 2], grown[i, 3]
         own = labels[flat[starts[i]] // width, flat[starts[i]] % width]
         nearest = _nearest(labels, (y0, y1, x0, x1), width_px)
         for y in range(y0, y1):
@@ -297,7 +298,7 @@ def _rings(
                     ring[end] = y * width + x
                     end += 1
         ring_starts[i + 1] = end
-    return ring[:end].copy(), ring_starts, grown
+    return ring[:end], ring_starts, grown
 
 
 @compiled
@@ -311,7 +312,7 @@ def _nearest_of_pixels(
     near = np.empty(len(flat), np.uint32)
     width = labels.shape[1]
     for i in range(len(boxes)):
-        y0, y1, x0, x1 = boxes[i]
+        y0, y1, x0, x1 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
         nearest = _nearest(labels, (y0, y1, x0, x1), width_px)
         for k in range(starts[i], starts[i + 1]):
             y = flat[k] // width

@@ -60,97 +60,91 @@ def _correlations(
     boxes: NDArray[np.int64],
     kernel: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    n, width = len(boxes), first.shape[1]
-    correlations = np.full(n, np.nan)
+    n, width, margin = len(boxes), first.shape[1], len(kernel) - 1
+    correlations = np.empty(n, np.float64)
     for i in range(n):
-        y0, y1, x0, x1 = boxes[i]
-        inside = np.zeros((y1 - y0, x1 - x0), np.bool_)
-        _mark(inside, flat[starts[i] : starts[i + 1]], y0 * width + x0, width)
-        _mark(inside, ring[ring_starts[i] : ring_starts[i + 1]], y0 * width + x0, width)
-        one = _smoothed(_mirrored(first, (y0, y1, x0, x1), len(kernel) - 1), kernel)
-        two = _smoothed(_mirrored(second, (y0, y1, x0, x1), len(kernel) - 1), kernel)
+        y0, y1, x0, x1 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
+        stride = x1 - x0 + 2 * margin
+        inside = np.zeros((y1 - y0) * stride, np.bool_)
+        _mark(inside, stride, flat, starts[i], starts[i + 1], y0 * width + x0, width)
+        _mark(inside, stride, ring, ring_starts[i], ring_starts[i + 1], y0 * width + x0, width)
+        one = _smoothed(_window(first, y0 - margin, y1 + margin, x0 - margin, x1 + margin), stride, kernel)
+        two = _smoothed(_window(second, y0 - margin, y1 + margin, x0 - margin, x1 + margin), stride, kernel)
         correlations[i] = _pearson(one, two, inside)
     return correlations
 
 
 @compiled
-def _mark(inside: NDArray[np.bool_], flat: NDArray[np.uint32], corner: int, width: int) -> None:
-    """Mark pixels in a box that begins at a flat index of an image so many pixels wide."""
+def _mark(
+    inside: NDArray[np.bool_], stride: int, flat: NDArray[np.uint32], start: int, end: int, corner: int, width: int
+) -> None:
+    """Mark pixels in a box whose rows are ``stride`` apart; it begins at flat index ``corner`` of the image."""
     row = 0
-    for k in range(len(flat)):
+    for k in range(start, end):
         column = flat[k] - corner - row * width
         while column >= width:
             row, column = row + 1, column - width
-        inside[row, column] = True
+        inside[row * stride + column] = True
 
 
 @compiled
-def _mirrored(image: NDArray[Any], box: tuple[int, int, int, int], margin: int) -> NDArray[np.float64]:
-    """Return a box of an image with a margin; beyond its edges the image goes on as in a mirror."""
-    y0, y1, x0, x1 = box
+def _window(image: NDArray[Any], y0: int, y1: int, x0: int, x1: int) -> NDArray[np.float64]:
+    """Return a box of an image in one line; beyond its edges the image goes on as in a mirror."""
     height, width = image.shape
-    window = np.empty((y1 - y0 + 2 * margin, x1 - x0 + 2 * margin), np.float64)
-    for row in range(len(window)):
-        y = (y0 - margin + row) % (2 * height)
-        source = image[min(y, 2 * height - 1 - y)]
-        if x0 >= margin and x1 + margin <= width:
-            source = source[x0 - margin : x1 + margin]
-            for column in range(window.shape[1]):
-                window[row, column] = source[column]
+    line = np.empty((y1 - y0) * (x1 - x0), np.float64)
+    at = 0
+    for y in range(y0, y1):
+        row = y % (2 * height)
+        row = min(row, 2 * height - 1 - row)
+        if x0 >= 0 and x1 <= width:
+            for x in range(x0, x1):
+                line[at + x - x0] = image[row, x]
         else:
-            for column in range(window.shape[1]):
-                x = (x0 - margin + column) % (2 * width)
-                window[row, column] = source[min(x, 2 * width - 1 - x)]
-    return window
+            for x in range(x0, x1):
+                column = x % (2 * width)
+                line[at + x - x0] = image[row, min(column, 2 * width - 1 - column)]
+        at += x1 - x0
+    return line
 
 
 @compiled
-def _smoothed(window: NDArray[np.float64], kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+def _smoothed(line: NDArray[np.float64], stride: int, kernel: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the middle of a window smoothed by a symmetric kernel, given from its centre outwards.
 
-    Every pixel is summed in the same order, from the ends of the kernel inwards, columns first: its value does not
-    depend on the window. The window is taken as one long line, which a processor does several pixels at a time.
+    The window is one long line, which a processor does several pixels at a time, and so is the result: it begins at
+    the first pixel of the middle, and its rows are still ``stride`` apart. Every pixel is summed in the same order,
+    from the ends of the kernel inwards, columns first: its value does not depend on the window.
     """
     margin = len(kernel) - 1
-    height, width = window.shape
-    window = window.ravel()
-    for stride in (width, 1):
-        room = margin * stride
-        smoothed = np.empty(window.size - 2 * room, np.float64)
-        middle = window[room : window.size - room]
-        for i in range(len(smoothed)):
-            smoothed[i] = middle[i] * kernel[0]
+    for apart in (stride, 1):
+        room = margin * apart
+        smoothed = line[room : line.size - room] * kernel[0]
         for step in range(margin, 0, -1):
-            shift, weight = step * stride, kernel[step]
-            before = window[room - shift : window.size - room - shift]
-            after = window[room + shift : window.size - room + shift]
+            before = line[room - step * apart :]
+            after = line[room + step * apart :]
+            weight = kernel[step]
             for i in range(len(smoothed)):
                 smoothed[i] += (before[i] + after[i]) * weight
-        window = smoothed
-    # The line now begins at the first pixel of the middle, and its rows are still as far apart.
-    inside = np.empty((height - 2 * margin, width - 2 * margin), np.float64)
-    for y in range(len(inside)):
-        inside[y] = window[y * width : y * width + width - 2 * margin]
-    return inside
+        line = smoothed
+    return line
 
 
 @compiled
 def _pearson(one: NDArray[np.float64], two: NDArray[np.float64], inside: NDArray[np.bool_]) -> float:
+    """Return the correlation of two lines where a third is true; NaN where one of the two does not vary."""
     n, total_one, total_two = 0, 0.0, 0.0
-    for y in range(one.shape[0]):
-        for x in range(one.shape[1]):
-            if inside[y, x]:
-                n += 1
-                total_one += one[y, x]
-                total_two += two[y, x]
+    for k in range(len(one)):
+        if inside[k]:
+            n += 1
+            total_one += one[k]
+            total_two += two[k]
     mean_one, mean_two = total_one / n, total_two / n
     covariance, spread_one, spread_two = 0.0, 0.0, 0.0
-    for y in range(one.shape[0]):
-        for x in range(one.shape[1]):
-            if inside[y, x]:
-                a, b = one[y, x] - mean_one, two[y, x] - mean_two
-                covariance += a * b
-                spread_one += a * a
-                spread_two += b * b
+    for k in range(len(one)):
+        if inside[k]:
+            a, b = one[k] - mean_one, two[k] - mean_two
+            covariance += a * b
+            spread_one += a * a
+            spread_two += b * b
     spread = np.sqrt(spread_one * spread_two)
     return float(covariance / spread) if spread > 0 else np.nan

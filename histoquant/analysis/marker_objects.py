@@ -179,12 +179,13 @@ def _grouped(flat: NDArray[np.uint32], width: int) -> tuple[NDArray[np.uint32], 
         starts[i + 1] += firsts[run + 1] - firsts[run]
     for i in range(n):
         starts[i + 1] += starts[i]
-    ends = starts[:n].copy()
-    grouped = np.empty_like(flat)
+    ends = starts.copy()
+    grouped = np.empty(len(flat), np.uint32)
     for run in range(n_runs):
-        i, size = number[run], firsts[run + 1] - firsts[run]
-        grouped[ends[i] : ends[i] + size] = flat[firsts[run] : firsts[run + 1]]
-        ends[i] += size
+        i = number[run]
+        for k in range(firsts[run], firsts[run + 1]):
+            grouped[ends[i]] = flat[k]
+            ends[i] += 1
     return grouped, starts, boxes
 
 

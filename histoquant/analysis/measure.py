@@ -167,8 +167,8 @@ def local_background(
     rows = np.floor(y_px).astype(np.int64) - pixels.box.y0
     columns = np.floor(x_px).astype(np.int64) - pixels.box.x0
     points = np.stack([rows, columns], axis=1)
-    medians, enough = medians_round(pixels.native, labels, points, _annulus(inner, outer), MIN_BACKGROUND_SAMPLES)
-    return np.where(enough, medians, pixels.background[:, rows, columns])
+    medians = medians_round(pixels.native, labels, points, _annulus(inner, outer), MIN_BACKGROUND_SAMPLES)
+    return np.where(np.isnan(medians), pixels.background[:, rows, columns], medians)
 
 
 @lru_cache(maxsize=8)

@@ -38,18 +38,17 @@ def _ranked(
         for k in range(size):
             values[k] = image[flat[starts[i] + k]]
         if size:
-            ranked[i] = _selected(values[:size], rank[i])
+            ranked[i] = _selected(values, size, rank[i])
     return ranked
 
 
-@compiled
 def medians_round(
     raw: NDArray[Any],
     labels: NDArray[np.uint32],
     points: NDArray[np.int64],
     offsets: NDArray[np.int64],
     least: int,
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+) -> NDArray[np.float64]:
     """Return the median of each channel over the free pixels among those at given offsets from each point.
 
     Parameters
@@ -63,31 +62,41 @@ def medians_round(
 
     Returns
     -------
-    medians : (c, n) float64
+    (c, n) float64
         Of an even number of pixels, the mean of the middle two; NaN where there are too few.
-    enough : (n,) bool
     """
-    n, (height, width) = len(points), labels.shape
-    medians = np.full((len(raw), n), np.nan)
-    enough = np.zeros(n, np.bool_)
-    free = np.empty(len(offsets) + 1, np.int64)
-    values = np.empty(len(offsets), np.float64)
-    flat_labels, flat_raw = labels.ravel(), raw.reshape(len(raw), height * width)
-    for i in range(n):
+    medians = np.full((len(raw), len(points)), np.nan)
+    _medians(raw.reshape(len(raw), labels.size), labels.ravel(), labels.shape, points, offsets, least, medians)
+    return medians
+
+
+@compiled
+def _medians(
+    raw: NDArray[Any],
+    labels: NDArray[np.uint32],
+    shape: tuple[int, int],
+    points: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    least: int,
+    medians: NDArray[np.float64],
+) -> None:
+    """Fill in the medians where there are enough free pixels; images are flat here."""
+    height, width = shape
+    free, values = np.empty(len(offsets) + 1, np.int64), np.empty(len(offsets), np.float64)
+    for i in range(len(points)):
         size = 0
         for k in range(len(offsets)):
             y, x = points[i, 0] + offsets[k, 0], points[i, 1] + offsets[k, 1]
             if y >= 0 and y < height and x >= 0 and x < width:
                 free[size] = y * width + x
-                size += flat_labels[free[size]] == 0
+                size += labels[free[size]] == 0
         if size < least:
             continue
-        enough[i] = True
         for c in range(len(raw)):
             for k in range(size):
-                values[k] = flat_raw[c, free[k]]
+                values[k] = raw[c, free[k]]
             middle = size // 2
-            median = _selected(values[:size], middle)
+            median = _selected(values, size, middle)
             if size % 2 == 0:
                 # Selection has left the lower half before the middle.
                 below = values[0]
@@ -95,13 +104,15 @@ def medians_round(
                     below = max(below, values[k])
                 median = (below + median) / 2
             medians[c, i] = median
-    return medians, enough
 
 
 @compiled
-def _selected(values: NDArray[np.float64], rank: int) -> float:
-    """Return the value with a given rank, from 0 for the least; nothing before that place is larger afterwards."""
-    low, high = 0, len(values)
+def _selected(values: NDArray[np.float64], size: int, rank: int) -> float:
+    """Return which of the first ``size`` values has a given rank, from 0 for the least.
+
+    Afterwards nothing before that place is larger.
+    """
+    low, high = 0, size
     while True:
         first, second, third = values[low], values[(low + high) // 2], values[high - 1]
         pivot = max(min(first, second), min(max(first, second), third))
