@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from histoquant.analysis.background import estimate, find_tissue, outline
+from histoquant.analysis.background import _stood_out, estimate, find_tissue, outline
 from histoquant.errors import InputError
 from histoquant.model.recipe import BackgroundSettings
 from histoquant.model.slide import Box
@@ -196,3 +196,16 @@ def test_outline_is_in_um_x_first_and_keeps_the_area():
     assert full.bounds == (0, 0, 100, 60)
     assert full.area == 6000
     assert outline(np.zeros((3, 3), dtype=bool), COARSE_UM).is_empty
+
+
+@pytest.mark.parametrize("sigma", [0.4, 2.5])
+def test_a_channel_that_is_known_throughout_is_smoothed_as_one_that_is_not(sigma):
+    """To the last bit: the weight of known pixels is then one number, which need not be found for each."""
+    channel = np.random.default_rng(4).normal(300, 40, (90, 110)).astype(np.float32)
+    weight = ndimage.gaussian_filter(np.ones(channel.shape), sigma, mode="nearest")
+    smooth = ndimage.gaussian_filter(channel.astype(np.float64), sigma, mode="nearest") / weight
+    dark, bright = np.percentile(smooth, [1, 99.9])
+    expected = np.maximum(smooth - dark, 0) / ((bright - dark) / 100)
+    assert np.array_equal(_stood_out(channel, sigma), expected)
+    channel[0, 0] = np.nan
+    assert not np.array_equal(_stood_out(channel, sigma), expected)
