@@ -170,6 +170,8 @@ class Schedule:
 
     def _start(self, task: _Task, workers: Workers, running: dict[Future[Any], _Task]) -> None:
         if self._wanted(task):
+            if task.stage == "survey":
+                self._enter("survey", task.slide)
             function, arguments = task.call
             running[workers.submit(function, *arguments, limit_s=self._limit_s(task))] = task
 
