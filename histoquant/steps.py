@@ -411,7 +411,6 @@ def _finished(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence
         work, measured, regions, thresholds, identity=job.identity, flags=flags, area_positive_um2=areas
     )
     target = job.folder.slide(job.slide.slide_id)
-    target.mkdir(parents=True, exist_ok=True)
     store.write_parquet(target / "cells.parquet", result.cells)
     store.write_csv(target / "regions.csv", result.regions)
     store.write_csv(target / "sensitivity.csv", result.sensitivity)

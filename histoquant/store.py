@@ -186,6 +186,8 @@ class Blocks:
             listed.append({"table": name, "size": len(pieces[-1])})
         header = json.dumps(listed).encode()
         body = b"".join((len(header).to_bytes(4, "little"), header, *pieces))
+        with contextlib.suppress(FileNotFoundError):  # the run folder is gone; the next line says so
+            self.folder.mkdir(exist_ok=True)
         write_bytes(self.path(key), self.MAGIC + hashlib.sha256(body).digest() + body)
 
     def read(self, key: str) -> tuple[dict[str, NDArray[Any]], dict[str, pd.DataFrame]]:
