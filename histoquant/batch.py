@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def run_study(
         state.write("failed" if failures else "done")
         if reports:
             write_report(out)
-    return Outcome(out, len(checked.study.included), tuple(failures), tuple(state.notes))
+    return Outcome(out, len(checked.taken), tuple(failures), tuple(state.notes))
 
 
 def _analysed(
@@ -119,7 +120,7 @@ def _analysed(
     with cluster.workers(min(wanted, room // PROCESS_BYTES), memory_bytes=room) as workers:
         extents, failures = check_slides(state.checked, workers, state.folder.root)
         for failure in failures:
-            state.slides[failure.slide] = "failed"
+            state.fail(failure)
             progress(Progress(0, 0, f"FAILED {failure.slide}: {failure.error}"))
         if extents:
             workers.keep(workers_that_fit(extents, memory, workers.number))
@@ -156,10 +157,13 @@ def _write_tables(state: RunState, failures: Sequence[Failure], reports: dict[st
     regions = _stacked((report.regions for report in reports.values()), REGIONS)
     curve = _stacked((report.sensitivity for report in reports.values()), SENSITIVITY)
     rows = [row for row in state.checked.study.included if not row.control]
-    lost = [row for row in rows if row.slide_id not in reports]
-    failed = {row.animal: sum(other.animal == row.animal for other in lost) for row in lost}
+    to_come = [row.animal for row in rows if row.slide_id in state.checked.waiting]
+    lost = [row.animal for row in state.checked.taken if not row.control and row.slide_id not in reports]
     animals = count_animals(
-        regions[regions["control"] == ""], failed=failed, groups={row.animal: row.group for row in rows}
+        regions[regions["control"] == ""],
+        failed=Counter(lost),
+        groups={row.animal: row.group for row in rows},
+        waiting=Counter(to_come),
     )
     store.write_csv(folder.table("regions"), regions)
     store.write_csv(folder.table("animals"), animals)

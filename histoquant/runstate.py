@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from histoquant import __version__, cluster, lock, store
+from histoquant import __version__, cluster, lock, registry, store
+from histoquant.analysis.positivity import Threshold
 from histoquant.errors import StoreError
-from histoquant.inputs import Checked
+from histoquant.inputs import Checked, stated_inputs
+from histoquant.lock import Holder
 from histoquant.model.recipe import RESULT_VERSION
+from histoquant.report.run import FINISHED
 from histoquant.store import RunFolder
 
 WRITE_EVERY_S = 1.0
@@ -50,9 +56,14 @@ class RunState:
     ----------
     slides : slide_id -> str
         One of `STAGES`.
+    failures : list of Failure
+        Of slides that failed so far.
+    thresholds : batch -> marker -> Threshold
+        Of the staining batches that are decided.
     blocks : slide_id -> (done, of)
         Blocks of tiles, of the slides whose size is known.
-    computed, reused : int
+    computed : int
+    reused : slide_id -> int
         Blocks that this run has computed, and that it found finished.
     notes : list of str
         What a person should know.
@@ -62,10 +73,57 @@ class RunState:
         self.checked, self.folder, self.command = checked, folder, list(command)
         self.slides = {row.slide_id: "waiting" for row in checked.study.included}
         self.blocks: dict[str, tuple[int, int]] = {}
-        self.computed = self.reused = 0
+        self.computed, self.reused = 0, Counter[str]()
         self.notes: list[str] = []
+        self.failures: list[Failure] = []
+        self.thresholds: dict[str, Mapping[str, Threshold]] = {}
         self.started = _now()
+        self._since: dict[str, float] = {}
         self._written = 0.0
+
+    def enter(self, slide: str, stage: str) -> None:
+        """Note that a slide is at a stage now, and so has done the one before."""
+        before, at = self.slides[slide], time.monotonic()
+        if before == stage:
+            return  # done again, because its worker died
+        if before == "waiting":
+            self.log(slide, f"histoquant {__version__}: {shlex.join(self.command) or 'run'}")
+        else:
+            told = ""
+            if before == "segment":
+                kept = self.reused[slide]
+                told = f", {self.blocks[slide][1] - kept} block(s) computed, {kept} kept from before"
+            self.log(slide, f"{before}: done in {at - self._since[slide]:.1f} s{told}")
+        self.slides[slide], self._since[slide] = stage, at
+
+    def fail(self, failure: Failure) -> None:
+        """Note that a slide failed."""
+        self.slides[failure.slide] = "failed"
+        self.failures.append(failure)
+        self.log(failure.slide, f"FAILED at {failure.stage}: {failure.error} {failure.remedy}".rstrip())
+
+    def log(self, slide: str, *lines: str) -> None:
+        """Add lines to ``log.txt`` of a slide, each with the time.
+
+        Times stand here, in ``run.json`` and in the report only: files of results hold none, so that they can be
+        compared byte for byte.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be written.
+        """
+        path = self.folder.slide(slide) / "log.txt"
+        text = "".join(f"{_now()}  {' '.join(line.split())}\n" for line in lines)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with path.open("ab") as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write '{path}': {error.strerror or error}.",
+                "Make room or give write permission, then run the same command again.",
+            ) from error
 
     def touch(self) -> None:
         """Write how the run stands, unless that was done a moment ago."""
@@ -98,6 +156,7 @@ class RunState:
             "state": state,
             "reason": reason,
             "command": self.command,
+            "working_folder": os.getcwd(),
             "study": str(study.folder.resolve()),
             "start": self.started,
             "written": _now(),
@@ -108,20 +167,31 @@ class RunState:
             "recipe": recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
             "versions": _versions(),
             "machine": {
-                "host": platform.node(),
+                "host": socket.gethostname(),
                 "platform": platform.platform(),
                 "python": platform.python_version(),
                 "cores": cluster.available_cores(),
                 "process": os.getpid(),
+                "process_born": Holder.this_process().born,
+            },
+            "plugins": [f"{plugin} {plugin.value}" for plugin in registry.list_plugins()],
+            **stated_inputs(self.checked, self.folder, self._finished() if state in FINISHED else ()),
+            "thresholds": {
+                batch: {name: {"value": t.value, "source": t.source, **t.detail} for name, t in by_marker.items()}
+                for batch, by_marker in self.thresholds.items()
             },
             "blocks_computed": self.computed,
-            "blocks_reused": self.reused,
+            "blocks_reused": self.reused.total(),
             "slides": self.slides,
+            "failures": [vars(failure) for failure in self.failures],
             "blocks": {slide: {"done": done, "of": of} for slide, (done, of) in self.blocks.items()},
             "excluded": {row.slide_id: row.exclude for row in study.slides if row.exclude},
             "notes": self.notes,
         }
         store.write_json(self.folder.root / "run.json", content)
+
+    def _finished(self) -> list[str]:
+        return [slide for slide, stage in self.slides.items() if stage == "done"]
 
 
 def _now() -> str:

@@ -44,7 +44,7 @@ def check_slides(
     failures : list of Failure
         All faults of all others.
     """
-    jobs = [Job(row, checked.recipe, out or Path()) for row in checked.study.included]
+    jobs = [Job(row, checked.recipe, out or Path()) for row in checked.taken]
     opened = [(job, workers.submit(steps.check, job, limit_s=BLOCK_LIMIT_S)) for job in jobs]
     extents: dict[str, Extent] = {}
     failures: list[Failure] = []
@@ -144,6 +144,7 @@ class Schedule:
         self.joined: dict[str, Joined] = {}
         self.queue: list[_Task] = []
         self.suspects: list[_Task] = []
+        state.blocks = {slide: (0, extent.n_blocks) for slide, extent in extents.items()}
         self.done, self.total = 0, sum(extent.n_blocks + 3 for extent in extents.values())
 
     def work(self, workers: Workers) -> None:
@@ -170,6 +171,8 @@ class Schedule:
 
     def _start(self, task: _Task, workers: Workers, running: dict[Future[Any], _Task]) -> None:
         if self._wanted(task):
+            if task.stage == "survey":
+                self._enter("survey", task.slide)
             function, arguments = task.call
             running[workers.submit(function, *arguments, limit_s=self._limit_s(task))] = task
 
@@ -212,14 +215,13 @@ class Schedule:
         if task.stage == "survey":
             self.surveys[slide] = future.result()
             self._enter("segment", slide)
-            self.state.blocks[slide] = (0, n_blocks)
             for index in range(n_blocks):
                 self._put("segment", slide, index, steps.analyse_block, job, self.surveys[slide], index)
         elif task.stage == "segment":
             if future.result():
                 self.state.computed += 1
             else:
-                self.state.reused += 1
+                self.state.reused[slide] += 1
             done = self.state.blocks[slide][0] + 1
             self.state.blocks[slide] = (done, n_blocks)
             if done == n_blocks:
@@ -233,6 +235,7 @@ class Schedule:
             self.reports[slide] = future.result()
             self._enter("done", slide)
             self.state.notes += [f"{slide}: {note}" for note in self.reports[slide].notes]
+            self.state.log(slide, *(f"note: {note}" for note in self.reports[slide].notes))
         self.done += 1
         self.progress(Progress(self.done, self.total, f"{slide}: {task.stage}"))
 
@@ -248,7 +251,7 @@ class Schedule:
         return lost
 
     def _enter(self, stage: str, slide: str) -> None:
-        self.state.slides[slide] = stage
+        self.state.enter(slide, stage)
 
     def _where(self, task: _Task) -> str:
         if task.stage == "threshold":
@@ -264,9 +267,9 @@ class Schedule:
             error = self._blamed(task, error)
         slide, row = task.slide, self.jobs[task.slide].slide
         self.total -= self.extents.pop(slide).n_blocks + 3
-        self._enter("failed", slide)
         for failure in failures_of(row, task.stage, error, self.root):
             self.failures.append(failure)
+            self.state.fail(failure)
             self.progress(Progress(self.done, self.total, f"FAILED {failure.slide}: {failure.error}"))
         if task.stage != "finish":
             self._batch_ready(row.batch)
@@ -295,6 +298,8 @@ class Schedule:
                 self._drop(replace(task, slide=slide), error)
             return
         thresholds, flags = future.result()
+        self.state.thresholds[task.slide] = thresholds
         for slide in members:
+            self.state.log(slide, *(f"threshold of {n}: {t.value:.6g} ({t.source})" for n, t in thresholds.items()))
             self._enter("finish", slide)
             self._put("finish", slide, 0, finish_once, self.joined[slide], thresholds, flags)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -177,9 +178,13 @@ def regions_of(job: Job, slide_um: tuple[float, float], pixel_size_um: float, ti
 
 
 def source_hashes(job: Job) -> dict[str, str]:
-    """Return the sha256 of every file of a slide."""
+    """Return the sha256 of every file of a slide, by its path below the folder that holds them all.
+
+    Names alone would not do: the chunks of a Zarr slide share theirs.
+    """
     files = registry.slide_files(job.slide.path)
-    return {file.name: store.sha256_of(file) for file in files}
+    folder = os.path.commonpath([file.parent for file in files])
+    return {file.relative_to(folder).as_posix(): store.sha256_of(file) for file in files}
 
 
 def stamp_of(row: StudySlide) -> Stamp:

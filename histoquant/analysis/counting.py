@@ -176,7 +176,11 @@ def sensitivity(
 
 
 def count_animals(
-    sections: pd.DataFrame, *, failed: Mapping[str, int] | None = None, groups: Mapping[str, str] | None = None
+    sections: pd.DataFrame,
+    *,
+    failed: Mapping[str, int] | None = None,
+    groups: Mapping[str, str] | None = None,
+    waiting: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
     """Sum sections to animals: every rate is a ratio of sums.
 
@@ -188,6 +192,8 @@ def count_animals(
         Sections that could not be analysed; their animals are flagged as incomplete.
     groups : animal -> group
         Of all animals of the study. One that failed altogether has rows with 0 sections and no rates.
+    waiting : animal -> number of sections
+        Sections that are still to come; their animals are flagged as incomplete too.
     """
     import pandas as pd
 
@@ -218,9 +224,10 @@ def count_animals(
         nothing = dict.fromkeys(("n_sections", "n_cells", "n_positive", "area_mm2"), 0) | {"flags": ""}
         table = pd.concat([table, *(where.assign(animal=a, group=g, **nothing) for a, g in absent)], ignore_index=True)
     table["n_sections_failed"] = [missing.get(animal, 0) for animal in table["animal"]]
+    reasons = ((missing, "failed"), (dict(waiting or {}), "still to come"))
     table["flags"] = [
-        _joined([flags, f"incomplete: {n} section(s) failed" if n else ""])
-        for flags, n in zip(table["flags"], table["n_sections_failed"], strict=True)
+        _joined([flags, *(f"incomplete: {n[animal]} section(s) {why}" for n, why in reasons if n.get(animal))])
+        for flags, animal in zip(table["flags"], table["animal"], strict=True)
     ]
     return shaped(table.drop(columns=["numerator", "denominator", "area_positive_mm2"]), ANIMALS)
 

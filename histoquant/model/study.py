@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from histoquant.errors import HistoquantError, StudyError, raise_all
 
@@ -77,10 +78,8 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
     text = text.removeprefix("\ufeff")
     if not text.strip():
         raise StudyError(f"{source}: the sheet is empty.", f"It needs a header with {', '.join(REQUIRED)}.")
-    header = text.lstrip().splitlines()[0]
-    delimiter = max(",;\t", key=header.count)
     try:
-        rows = list(csv.reader(io.StringIO(text), delimiter=delimiter, strict=True))
+        rows = list(csv.reader(io.StringIO(text), delimiter=_delimiter(text), strict=True))
     except csv.Error as error:
         raise StudyError(f"{source}: not a readable CSV ({error}).", "Save it again as CSV (UTF-8).") from error
     lines = [(number, row) for number, row in enumerate(rows, start=1) if any(cell.strip() for cell in row)]
@@ -130,6 +129,43 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
     ]
     raise_all(faults)
     return Study(tuple(slides), folder)
+
+
+def _delimiter(text: str) -> str:
+    header = text.lstrip().splitlines()[0]
+    return max(",;\t", key=header.count)
+
+
+def with_rows(text: str, rows: Sequence[Mapping[str, str]], *, source: str = "study.csv") -> str:
+    """Return a sample sheet with rows added at its end; those whose slide it lists already are left out.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        Cells by column.
+
+    Raises
+    ------
+    StudyError
+        If the sheet has no column for a cell.
+    """
+    if not text.strip():
+        return text  # parse_study says what is wrong
+    delimiter = _delimiter(text)
+    columns, *lines = [
+        [cell.strip() for cell in line] for line in csv.reader(io.StringIO(text), delimiter=delimiter) if any(line)
+    ]
+    lacking = sorted({name for row in rows for name in row if name not in columns})
+    if lacking:
+        raise StudyError(
+            f"{source}: the sheet has no column '{lacking[0]}', which file names are to fill.", "Add it to the header."
+        )
+    place = columns.index("slide")
+    listed = {PurePath(line[place]) for line in lines if len(line) > place}
+    added = io.StringIO()
+    writer = csv.DictWriter(added, columns, delimiter=delimiter, lineterminator="\n")
+    writer.writerows(row for row in rows if PurePath(row["slide"]) not in listed)
+    return f"{text.rstrip()}\n{added.getvalue()}"
 
 
 def _slide(cells: dict[str, str], folder: Path, taken: set[str], allow_outside: bool) -> StudySlide:
