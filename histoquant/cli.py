@@ -57,7 +57,7 @@ class _Printer:
 
     def __call__(self, text: str) -> None:
         if not self.quiet:
-            print(text)
+            print(text, flush=True)  # into a file or pipe too: a watch lasts for days
         if self.log is not None:
             self._append(text + "\n")
 
