@@ -31,7 +31,7 @@ def digests(out):
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(files)
-        if path.name not in ("run.json", "report.html", lock.LOCK)
+        if path.name not in ("run.json", "report.html", "log.txt", lock.LOCK)
     }
 
 
