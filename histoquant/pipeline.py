@@ -132,8 +132,7 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
     segmented = segmented_channels(work.recipe, panel, told.channels)
     image = normalised(raw, tile.box, told.background, segmented, work.slide.pixel_size_um)
     labels = tiles.canonical(segmenter_of(work.recipe, told)(image[None, None], work.slide.pixel_size_um)[0])
-    planes = np.stack([told.background.at(tile.box, c) for c in range(len(told.channels))])
-    pixels = measure.Pixels(raw, told.channels, planes, tile.box, work.slide.pixel_size_um)
+    pixels = measure.Pixels(raw, told.channels, told.background, tile.box, work.slide.pixel_size_um)
 
     found = [_objects(pixels, labels, name, work) for name in called_markers(panel) if panel[name].orphans]
     with_pieces, pieces = _with_pieces(labels, found, work)

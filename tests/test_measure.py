@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from histoquant.analysis import measure
+from histoquant.analysis.background import Background
 from histoquant.analysis.compartments import Compartment, compartment, nearest_labels, rings
 from histoquant.analysis.correlation import CORRELATION_SIGMA_UM
 from histoquant.analysis.marker_objects import marker_objects, touching
@@ -25,7 +26,8 @@ def pixels_of(raw, *, box=None, pixel_size_um=1.0, background=0.0):
     raw = np.asarray(raw)
     box = box or Box(0, raw.shape[1], 0, raw.shape[2])
     channels = [f"c{i}" for i in range(len(raw))]
-    return Pixels(raw, channels, np.full(raw.shape, background, dtype=np.float32), box, pixel_size_um)
+    grid, each = np.full((len(raw), 2, 2), background, dtype=np.float32), np.ones(len(raw), dtype=np.float32)
+    return Pixels(raw, channels, Background(grid, 40.0, each, each), box, pixel_size_um)
 
 
 def measured(pixels, labels, *, mine=None, order_statistics=None, correlations=None, how=SETTINGS):
@@ -397,7 +399,7 @@ def test_labels_that_do_not_fit_the_list_of_objects_are_refused(mine):
 @given(image=hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 3)))
 def test_touching_pixels_are_grouped_as_a_library_groups_them(image):
     expected, n = ndimage.label(image >= 2, structure=np.ones((3, 3)))
-    found = touching(image, np.full(image.shape, 0.5, dtype=np.float32), 1.5)
+    found = touching(image, lambda rows: np.full(image[rows].shape, 0.5, dtype=np.float32), 1.5)
     painted = np.zeros(image.shape, dtype=int)
     painted.ravel()[found.flat] = found.owners() + 1
     assert len(found) == n

@@ -67,16 +67,36 @@ class Background:
         (h, w) float32, intensity units of the slide
         """
         grid = self.grid[channel].astype(np.float64)
-        top, y_weight = self._nodes(box.y0, box.y1, grid.shape[0])
-        left, x_weight = self._nodes(box.x0, box.x1, grid.shape[1])
+        top, y_weight = self._nodes(np.arange(box.y0, box.y1), grid.shape[0])
+        left, x_weight = self._nodes(np.arange(box.x0, box.x1), grid.shape[1])
         right = np.minimum(left + 1, grid.shape[1] - 1)
         # Along x once per row of nodes, along y once per pixel.
         rows = grid[:, left] * (1 - x_weight) + grid[:, right] * x_weight
         return _mixed(rows, top, y_weight)
 
-    def _nodes(self, start: int, stop: int, n_nodes: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    def at_points(self, y: NDArray[np.integer], x: NDArray[np.integer], channel: int) -> NDArray[np.float32]:
+        """Return the background of one channel at some pixels: what `at` gives there, to the last bit.
+
+        Parameters
+        ----------
+        y, x : (n,) int
+            Full-resolution pixels of the slide.
+
+        Returns
+        -------
+        (n,) float32, intensity units of the slide
+        """
+        grid = self.grid[channel].astype(np.float64)
+        top, y_weight = self._nodes(y, grid.shape[0])
+        left, x_weight = self._nodes(x, grid.shape[1])
+        bottom, right = (np.minimum(i + 1, n - 1) for i, n in zip((top, left), grid.shape, strict=True))
+        above = grid[top, left] * (1 - x_weight) + grid[top, right] * x_weight
+        below = grid[bottom, left] * (1 - x_weight) + grid[bottom, right] * x_weight
+        return np.asarray(above * (1 - y_weight) + below * y_weight, dtype=np.float32)
+
+    def _nodes(self, pixels: NDArray[np.integer], n_nodes: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Return the node before each pixel and the weight of the next."""
-        position = np.clip((np.arange(start, stop) + 0.5) / self.step_px - 0.5, 0, n_nodes - 1)
+        position = np.clip((pixels + 0.5) / self.step_px - 0.5, 0, n_nodes - 1)
         before = np.floor(position).astype(np.intp)
         return before, position - before
 

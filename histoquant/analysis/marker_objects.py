@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from histoquant.analysis.compiled import compiled
 from histoquant.analysis.correlation import correlation
 from histoquant.analysis.measure import Pixels
 from histoquant.model.recipe import Measure
+from histoquant.model.slide import Box
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,7 @@ def marker_objects(
 
     raw, px = pixels.native, pixels.pixel_size_um
     each = _off_nuclei(
-        touching(raw[channel], pixels.background[channel], floor),
+        touching(raw[channel], lambda rows: pixels.background.at(_rows(pixels.box, rows), channel), floor),
         labels,
         least_px=settings.min_object_um2 / px**2,
         longest_px=max_object_um / px,
@@ -70,8 +71,11 @@ def marker_objects(
     objects.ravel()[each.flat] = each.owners() + 1
     y, x, _, _ = each.moments(pixels.box.y0, pixels.box.x0)
 
+    rows, columns = np.divmod(each.flat.astype(np.int64), labels.shape[1])
+
     def mean_above(index: int) -> NDArray[np.float64]:
-        above = raw[index].ravel()[each.flat] - pixels.background[index].ravel()[each.flat]
+        under = pixels.background.at_points(rows + pixels.box.y0, columns + pixels.box.x0, index)
+        above = raw[index].ravel()[each.flat] - under
         return np.bincount(each.owners(), above, minlength=n) / each.size
 
     strongest, glow = np.full(n, np.nan), np.full(n, np.nan)
@@ -112,16 +116,26 @@ def _most_near(near: NDArray[np.uint32], objects: Compartment) -> NDArray[np.uin
     return most
 
 
-def touching(image: NDArray[Any], background: NDArray[np.float32], floor: float) -> Compartment:
+def _rows(box: Box, rows: slice) -> Box:
+    """Return some rows of a box."""
+    return Box(box.y0 + rows.start, box.y0 + rows.stop, box.x0, box.x1)
+
+
+def touching(image: NDArray[Any], background: Callable[[slice], NDArray[np.float32]], floor: float) -> Compartment:
     """List the pixels that stand at least ``floor`` above the background, by objects that touch at sides or corners.
 
     Objects come in raster order of their first pixels. The work grows with the pixels found.
+
+    Parameters
+    ----------
+    background : callable
+        Takes rows of the image and returns the background there.
     """
     height, width = image.shape
     found = [np.empty(0, dtype=np.uint32)]
     for y0 in range(0, height, BAND_PX):
-        band = slice(y0, y0 + BAND_PX)
-        reached = np.flatnonzero(image[band] - background[band] >= floor)
+        band = slice(y0, min(y0 + BAND_PX, height))
+        reached = np.flatnonzero(image[band] - background(band) >= floor)
         if len(reached):
             found.append((reached + y0 * width).astype(np.uint32))
     return Compartment(*_grouped(np.concatenate(found), width), (height, width))

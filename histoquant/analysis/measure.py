@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histoquant.analysis.background import Background
 from histoquant.analysis.compartments import compartment, rings
 from histoquant.analysis.correlation import correlation
 from histoquant.analysis.order_statistics import medians_round, reached_by
@@ -43,8 +44,8 @@ class Pixels:
         Intensities as the file has them.
     channels : sequence of str
         Names, one per channel.
-    background : (c, y, x) float32
-        Slide-wide background at each pixel.
+    background : Background
+        Slide-wide background, with the channels in this order.
     box : Box
         Where the pixels lie on the slide.
     pixel_size_um : float
@@ -52,7 +53,7 @@ class Pixels:
 
     raw: NDArray[Any]
     channels: Sequence[str]
-    background: NDArray[np.float32]
+    background: Background
     box: Box
     pixel_size_um: float
 
@@ -168,7 +169,11 @@ def local_background(
     columns = np.floor(x_px).astype(np.int64) - pixels.box.x0
     points = np.stack([rows, columns], axis=1)
     medians = medians_round(pixels.native, labels, points, _annulus(inner, outer), MIN_BACKGROUND_SAMPLES)
-    return np.where(np.isnan(medians), pixels.background[:, rows, columns], medians)
+    for index, found in enumerate(medians):
+        lacking = np.isnan(found)
+        y, x = rows[lacking] + pixels.box.y0, columns[lacking] + pixels.box.x0
+        found[lacking] = pixels.background.at_points(y, x, index)
+    return medians
 
 
 @lru_cache(maxsize=8)
