@@ -20,6 +20,7 @@ from histoquant.analysis.compiled import compiled
 from histoquant.errors import InputError
 from histoquant.model.recipe import BackgroundSettings
 from histoquant.model.slide import Box
+from histoquant.threads import in_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -154,14 +155,14 @@ def estimate(
     step_px = step_coarse * float(coarse_px)
     pixels = np.where(np.isfinite(coarse), coarse, np.nan).astype(np.float32)
     whole = Box(0, coarse.shape[1], 0, coarse.shape[2])
-    grids, scales, noises = [], [], []
-    for channel in pixels:
+
+    def of_channel(channel: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, float]:
         grid = _smooth(_window_percentiles(channel, step_coarse, settings.percentile, tissue))
-        residual = channel - Background(grid[np.newaxis], step_coarse, grid, grid).at(whole, 0)
-        middle, noise = _mode_and_noise(_sampled(residual))
-        grids.append(grid + np.float32(middle))
-        noises.append(noise)
-        scales.append(_range(_sampled(residual) - middle, noise))
+        residual = _sampled(channel - Background(grid[np.newaxis], step_coarse, grid, grid).at(whole, 0))
+        middle, noise = _mode_and_noise(residual)
+        return grid + np.float32(middle), _range(residual - middle, noise), noise
+
+    grids, scales, noises = zip(*in_order(of_channel, pixels), strict=True)
     return Background(
         np.stack(grids).astype(np.float32),
         step_px,
