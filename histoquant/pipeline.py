@@ -190,16 +190,18 @@ def _with_pieces(
     The labels with the pieces added, and the numbers of the pieces. Tables in ``found`` get a column ``own_label``.
     """
     together, added = labels.copy(), [np.empty(0, dtype=np.uint32)]
+    flat, highest = together.ravel(), int(labels.max(initial=0))
     floor = OBJECT_FLOOR_K * work.noise(counterstain_of(work.panel))
     for table, image in found:
         holds_dna = (table["dna_value"] > floor) & (table["attached_label"] == 0) & ~table["autofluorescent"]
         holds_dna &= table["marker"].map(lambda name: work.panel[name].death_classes).astype(bool)
         numbers = table["number"].to_numpy()[holds_dna]
-        names = np.zeros(int(image.max(initial=0)) + 1, dtype=np.uint32)
-        names[numbers] = together.max(initial=0) + np.arange(1, len(numbers) + 1, dtype=np.uint32)
+        names = np.zeros(len(table) + 1, dtype=np.uint32)
+        names[numbers] = highest + np.arange(1, len(numbers) + 1, dtype=np.uint32)
+        highest += len(numbers)
         if len(numbers):
-            free = (image > 0) & (together == 0)
-            together[free] = names[image[free]]
+            here = np.flatnonzero(image)
+            flat[here] = np.where(flat[here] > 0, flat[here], names[image.ravel()[here]])
         table["own_label"] = names[table["number"]]
         added.append(names[numbers])
     return together, np.concatenate(added)

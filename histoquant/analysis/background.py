@@ -67,13 +67,14 @@ class Background:
         -------
         (h, w) float32, intensity units of the slide
         """
-        grid = self.grid[channel].astype(np.float64)
-        top, y_weight = self._nodes(np.arange(box.y0, box.y1), grid.shape[0])
-        left, x_weight = self._nodes(np.arange(box.x0, box.x1), grid.shape[1])
-        right = np.minimum(left + 1, grid.shape[1] - 1)
+        top, y_weight = self._nodes(np.arange(box.y0, box.y1), self.grid.shape[1])
+        left, x_weight = self._nodes(np.arange(box.x0, box.x1), self.grid.shape[2])
+        right = np.minimum(left + 1, self.grid.shape[2] - 1)
+        first, last = (int(top[0]), int(top[-1])) if len(top) else (0, 0)
+        nodes = self.grid[channel, first : last + 2].astype(np.float64)
         # Along x once per row of nodes, along y once per pixel.
-        rows = grid[:, left] * (1 - x_weight) + grid[:, right] * x_weight
-        return _mixed(rows, top, y_weight)
+        rows = nodes[:, left] * (1 - x_weight) + nodes[:, right] * x_weight
+        return _mixed(rows, top - first, y_weight)
 
     def at_points(self, y: NDArray[np.integer], x: NDArray[np.integer], channel: int) -> NDArray[np.float32]:
         """Return the background of one channel at some pixels: what `at` gives there, to the last bit.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-BAND_PX = 32
+BAND_PX = 128
 """Rows compared at a time: few enough for the processor's cache."""
 
 
