@@ -132,13 +132,31 @@ def touching(image: NDArray[Any], background: Callable[[slice], NDArray[np.float
         Takes rows of the image and returns the background there.
     """
     height, width = image.shape
-    found = [np.empty(0, dtype=np.uint32)]
-    for y0 in range(0, height, BAND_PX):
+    found = []
+    for y0 in range(0, max(height, 1), BAND_PX):
         band = slice(y0, min(y0 + BAND_PX, height))
-        reached = np.flatnonzero(image[band] - background(band) >= floor)
-        if len(reached):
-            found.append((reached + y0 * width).astype(np.uint32))
+        found.append(_reached(image[band], background(band), floor, y0 * width))
     return Compartment(*_grouped(np.concatenate(found), width), (height, width))
+
+
+@compiled
+def _reached(image: NDArray[Any], background: NDArray[np.float32], floor: float, first: int) -> NDArray[np.uint32]:
+    """Return the flat indices, counted from ``first``, of pixels at least ``floor`` above the background."""
+    height, width = image.shape
+    counts = np.zeros(height, dtype=np.int64)
+    for y in range(height):
+        row, under = image[y], background[y]
+        for x in range(width):
+            counts[y] += np.float64(row[x]) - under[x] >= floor
+    reached = np.empty(counts.sum(), dtype=np.uint32)
+    n = 0
+    for y in range(height):
+        if counts[y]:
+            for x in range(width):
+                if np.float64(image[y, x]) - background[y, x] >= floor:
+                    reached[n] = first + y * width + x
+                    n += 1
+    return reached
 
 
 @compiled

@@ -259,6 +259,8 @@ def _labels(
     if not image.size:
         return np.zeros(image.shape, dtype=np.uint32)
     broad = gauss(image, BROAD_SIGMA * diameter, TRUNCATE)
+    if broad.max() <= threshold:  # bare glass: no summit can be a nucleus
+        return np.zeros(image.shape, dtype=np.uint32)
     haze = _haze(broad, diameter)
     fine = gauss(image, FINE_SIGMA * diameter, TRUNCATE)
     fine -= haze
