@@ -320,12 +320,14 @@ def _answer(call: bytes) -> bytes:
         return pickle.dumps((True, fn(*args)))
     except BaseException as error:  # noqa: BLE001 - also a plug-in's sys.exit() is a failure of its slide only
         error.add_note("".join(traceback.format_exception(error)))
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        plain.add_note(error.__notes__[-1])
+        if not isinstance(error, Exception):  # a SystemExit would end the thread of dask's that waits for it
+            return pickle.dumps((False, plain))
         try:
             answer = pickle.dumps((False, error))
             pickle.loads(answer)  # noqa: S301 - an exception may be written and not be readable
         except Exception:  # noqa: BLE001 - exceptions of plug-ins may hold anything
-            plain = RuntimeError(f"{type(error).__name__}: {error}")
-            plain.add_note(error.__notes__[-1])
             return pickle.dumps((False, plain))
         return answer
 

@@ -19,15 +19,16 @@ from random import Random
 import numpy as np
 
 from histoquant import registry
-from histoquant.batch import UNEXPECTED_REMEDY, check_study
+from histoquant.batch import check_study
 from histoquant.errors import HistoquantError
 from histoquant.inputs import load
 from histoquant.model.geometry import slide_rectangle
 from histoquant.model.recipe import Segment
 from histoquant.model.region import Band, Mirror, RegionRule, resolve
 from histoquant.model.slide import Box
+from histoquant.picture import shrink
 from histoquant.readers.outlines import read_outlines, write_geojson
-from histoquant.survey import shrink
+from histoquant.schedule import UNEXPECTED_REMEDY
 from tests.faults.fuzz_mutations import MUTATIONS
 
 LIMIT_S = 10

@@ -134,7 +134,7 @@ def test_damaged_blocks_are_computed_again_and_reported(lab):
     lab.slides(ROWS[0])
     assert lab.run("--workers", 1).returncode == 0
     expected, calls = digests(lab.out), lab.calls
-    paths = [path for path in lab.out.glob(".blocks/??/*.block") if b'"labels_' in path.read_bytes()]
+    paths = [path for path in lab.out.glob(".blocks/??/*.block") if b'"runs_' in path.read_bytes()]
     whole = {path: path.read_bytes() for path in paths}
     assert len(whole) == 4
     flipped = bytearray(whole[paths[0]])
