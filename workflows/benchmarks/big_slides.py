@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 from histoquant import registry
-from histoquant.model.slide import Box
+from histoquant.ometiff import write_ome_tiff
 from histoquant.phantom import PhantomPlan, make_phantom
 
 PIXEL_SIZE_UM = 0.5
 TILE_PX = 512
+SECTION_PX = 5000
+CHANNELS = ("DAPI", "TUNEL", "AF")
 
 RECIPE = """schema = 1
 
@@ -38,36 +42,50 @@ segmenter = "watershed"
 
 
 def big_slide(folder: Path, side_px: int, *, pyramid: bool) -> Path:
-    """Return a square TUNEL phantom, uint16, three channels, zlib tiles; made unless it is there.
+    """Return a square slide of TUNEL phantoms side by side: uint16, three channels, zlib tiles.
 
-    The tissue fills about three quarters of it, with 1,600 to 3,000 nuclei per mm2.
+    It is made unless it is there. One section of 2.5 x 2.5 mm is repeated until the side is full; its tissue fills about
+    two thirds of it, with 1,600 to 3,000 nuclei per mm2.
     """
-    path = folder / f"tunel_{side_px}.ome.tif"
-    if not path.exists():
-        made = folder / f"phantom_{side_px}"
-        side_mm = side_px * PIXEL_SIZE_UM / 1000
+    path = folder / f"tunel_{side_px}{'' if pyramid else '_flat'}.ome.tif"
+    if path.exists():
+        return path
+    section = _section(folder)
+    channels, height, width = section.shape
+
+    def rows(y0: int, y1: int) -> NDArray[np.uint16]:
+        return section[:, np.arange(y0, y1) % height][:, :, np.arange(side_px) % width]
+
+    shape = (channels, side_px, side_px)
+    if pyramid:
+        write_ome_tiff(path, shape, np.uint16, rows, pixel_size_um=PIXEL_SIZE_UM, channels=CHANNELS)
+    else:
+        _write_flat(path, shape, rows)
+    return path
+
+
+def _section(folder: Path) -> NDArray[np.uint16]:
+    made = folder / f"phantom_{SECTION_PX}"
+    if not (made / "study.csv").exists():
+        side_mm = SECTION_PX * PIXEL_SIZE_UM / 1000
         plan = PhantomPlan("tunel", size_mm=(side_mm, side_mm), pixel_size_um=PIXEL_SIZE_UM, animals=1, seed=3)
         make_phantom(made, plan)
-        (made / "slides" / "M1_s1.ome.tif").rename(path)
-    if pyramid:
-        return path
-    flat = folder / f"tunel_{side_px}_flat.ome.tif"
-    if not flat.exists():
-        _flatten(path, flat)
-    return flat
+    slide = registry.open_slide(made / "slides" / "M1_s1.ome.tif")
+    assert slide.channels == CHANNELS
+    pixels = slide.read()[:, 0]
+    slide.close()
+    return pixels
 
 
-def _flatten(source: Path, target: Path) -> None:
-    slide = registry.open_slide(source)
-    channels, _, height, width = slide.levels[0].shape
+def _write_flat(path: Path, shape: tuple[int, int, int], rows: Callable[[int, int], NDArray[np.uint16]]) -> None:
+    """Write what a microscope without pyramids would: full resolution only, plane after plane."""
 
-    def tiles():
-        for channel in range(channels):
-            for y0 in range(0, height, TILE_PX):
-                box = Box(y0, min(y0 + TILE_PX, height), 0, width)
-                row = slide.read(box, channels=[channel])[0, 0]
-                for x0 in range(0, width, TILE_PX):
-                    tile = row[:, x0 : x0 + TILE_PX]
+    def tiles() -> Iterator[NDArray[np.uint16]]:
+        for channel in range(shape[0]):
+            for y0 in range(0, shape[1], TILE_PX):
+                band = rows(y0, min(y0 + TILE_PX, shape[1]))[channel]
+                for x0 in range(0, shape[2], TILE_PX):
+                    tile = band[:, x0 : x0 + TILE_PX]
                     yield np.pad(tile, ((0, TILE_PX - tile.shape[0]), (0, TILE_PX - tile.shape[1])))
 
     metadata = {
@@ -76,22 +94,21 @@ def _flatten(source: Path, target: Path) -> None:
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": PIXEL_SIZE_UM,
         "PhysicalSizeYUnit": "µm",
-        "Channel": {"Name": list(slide.channels)},
+        "Channel": {"Name": list(CHANNELS)},
     }
-    part = target.with_suffix(".part")
+    part = path.with_suffix(".part")
     with tifffile.TiffWriter(part, bigtiff=True, ome=True) as tiff:
         tiff.write(
             tiles(),
-            shape=(channels, height, width),
-            dtype=slide.dtype,
+            shape=shape,
+            dtype=np.uint16,
             tile=(TILE_PX, TILE_PX),
             compression="zlib",
             predictor=True,
             photometric="minisblack",
             metadata=metadata,
         )
-    part.rename(target)
-    slide.close()
+    part.rename(path)
 
 
 def study_of(folder: Path, slide: Path) -> tuple[Path, Path]:
