@@ -111,12 +111,15 @@ def _take(folder: Path, me: Holder, held: contextlib.ExitStack) -> None:
         held.callback(_forget, file)
     else:
         _make_owner(folder, me)
-        held.callback((folder / OWNER).unlink, missing_ok=True)
+        held.callback(_forget, folder / OWNER)
 
 
-def _forget(file: IO[str]) -> None:
+def _forget(left: IO[str] | Path) -> None:
     with contextlib.suppress(OSError):  # a vanished share must not hide why the run stops
-        file.truncate(0)
+        if isinstance(left, Path):
+            left.unlink(missing_ok=True)
+        else:
+            left.truncate(0)
 
 
 def holder(folder: Path) -> Holder | None:

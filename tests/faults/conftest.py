@@ -112,8 +112,9 @@ class Lab:
             "[histoquant.segmenters]\nobedient = obedient_lab:Obedient\n", encoding="utf-8"
         )
         self.set_mode("work")
+        paths = [str(self.site), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         self.environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(self.site), *sys.path[:0], os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "LAB_LOG": str(root / "lab.log"),
             "NO_COLOR": "1",
         }
@@ -173,3 +174,9 @@ def workers_of(process):
         return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
     except psutil.NoSuchProcess:
         return []
+
+
+def gone(processes):
+    """Wait for processes that nobody told to end; return whether they did."""
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    return not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]

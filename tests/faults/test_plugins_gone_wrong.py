@@ -2,9 +2,13 @@
 
 import csv
 import json
+import sys
+import time
 
 import pandas as pd
 import pytest
+
+from tests.faults.conftest import gone, workers_of
 
 GOOD = ("m1,vehicle,", "m2,treated,")
 BAD = "m2,treated,0.51"
@@ -92,3 +96,18 @@ def test_what_does_not_fit_into_the_memory_is_refused_before_it_is_tried(lab):
     done = lab.run("--workers", 2, "--memory", 0.8)
     assert done.returncode == 0, done.stderr
     assert "1 of 2 workers" in done.stdout
+
+
+def test_no_worker_outlives_its_run(lab):
+    """Not even one that hangs in compiled code with the interpreter's lock held, where the kernel can see to it."""
+    lab.slides(BAD)
+    lab.set_mode("hang_in_c" if sys.platform == "linux" else "hang")
+    process = lab.start("--workers", 1)
+    while not lab.calls:
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = workers_of(process)
+    assert workers
+    process.kill()
+    process.communicate()
+    assert gone(workers)

@@ -9,7 +9,6 @@ import signal
 import time
 
 import pandas as pd
-import psutil
 import pytest
 
 from histoquant import lock, store
@@ -17,7 +16,7 @@ from histoquant.errors import StoreError
 from histoquant.lock import Holder
 from histoquant.store import RunFolder
 from tests.conftest import write_geojson
-from tests.faults.conftest import workers_of
+from tests.faults.conftest import gone, workers_of
 
 ROWS = ("m1,vehicle,", "m2,treated,")
 KILLS = 30
@@ -42,12 +41,6 @@ def state_of(out):
 def blocks_of(out):
     """Finished blocks, each with what changes when it is written again."""
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob(".blocks/??/*.block")}
-
-
-def gone(processes):
-    """Wait for processes that nobody told to end; return whether they did."""
-    _, alive = psutil.wait_procs(processes, timeout=10)
-    return not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_thirty_kills(lab):
