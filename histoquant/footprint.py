@@ -17,11 +17,12 @@ HALO_UM = 100.0
 """What a segmenter needs round a tile when it cannot tell yet: the built-in one at a diameter of 18 um."""
 
 PROCESS_BYTES = 300_000_000
-"""A worker with its libraries loaded and a slide open, before the first tile."""
+"""A worker with its libraries loaded, a slide open and 64 MB of decoded segments, before the first tile: 299 MB measured."""
 
 PX_BYTES = 48
 CHANNEL_PX_BYTES = 4
-"""Peak of a tile per pixel of its box, and more per channel that is read."""
+"""Peak of a tile per pixel of its box, and more per channel that is read. Measured: 47 bytes with three channels of 16
+bits and the built-in segmenter; a quarter more is kept free for those of labs."""
 
 
 def tile_bytes(slide: Slide, recipe: Recipe) -> int:
