@@ -17,7 +17,7 @@ HALO_UM = 100.0
 """What a segmenter needs round a tile when it cannot tell yet: the built-in one at a diameter of 18 um."""
 
 PROCESS_BYTES = 300_000_000
-"""A worker with its libraries loaded, a slide open and 64 MB of decoded segments, before the first tile: 299 MB measured."""
+"""A worker with its libraries loaded, a slide open and 64 MB of decoded segments, before the first tile."""
 
 PX_BYTES = 48
 CHANNEL_PX_BYTES = 4

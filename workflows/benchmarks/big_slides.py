@@ -44,8 +44,8 @@ segmenter = "watershed"
 def big_slide(folder: Path, side_px: int, *, pyramid: bool) -> Path:
     """Return a square slide of TUNEL phantoms side by side: uint16, three channels, zlib tiles.
 
-    It is made unless it is there. One section of 2.5 x 2.5 mm is repeated until the side is full; tissue fills about two
-    thirds of it, with 1,600 to 3,000 nuclei per mm2.
+    It is made unless it is there. One section of 2.5 x 2.5 mm is repeated until the side is full; tissue fills about
+    two thirds of it, with 1,600 to 3,000 nuclei per mm2.
     """
     path = folder / f"tunel_{side_px}{'' if pyramid else '_flat'}.ome.tif"
     if path.exists():
