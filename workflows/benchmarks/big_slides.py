@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -16,7 +18,8 @@ from histoquant.phantom import PhantomPlan, make_phantom
 
 PIXEL_SIZE_UM = 0.5
 TILE_PX = 512
-SECTION_PX = 5000
+SECTION_PX = 10 * TILE_PX
+"""A whole number of tiles, so that most tiles of a slide are compressed once."""
 CHANNELS = ("DAPI", "TUNEL", "AF")
 
 RECIPE = """schema = 1
@@ -44,7 +47,7 @@ segmenter = "watershed"
 def big_slide(folder: Path, side_px: int, *, pyramid: bool) -> Path:
     """Return a square slide of TUNEL phantoms side by side: uint16, three channels, zlib tiles.
 
-    It is made unless it is there. One section of 2.5 x 2.5 mm is repeated until the side is full; tissue fills about
+    It is made unless it is there. One section of 2.56 x 2.56 mm is repeated until the side is full; tissue fills about
     two thirds of it, with 1,600 to 3,000 nuclei per mm2.
     """
     path = folder / f"tunel_{side_px}{'' if pyramid else '_flat'}.ome.tif"
@@ -60,7 +63,7 @@ def big_slide(folder: Path, side_px: int, *, pyramid: bool) -> Path:
     if pyramid:
         write_ome_tiff(path, shape, np.uint16, rows, pixel_size_um=PIXEL_SIZE_UM, channels=CHANNELS)
     else:
-        _write_flat(path, shape, rows)
+        _write_flat(path, shape, section)
     return path
 
 
@@ -77,16 +80,22 @@ def _section(folder: Path) -> NDArray[np.uint16]:
     return pixels
 
 
-def _write_flat(path: Path, shape: tuple[int, int, int], rows: Callable[[int, int], NDArray[np.uint16]]) -> None:
+def _write_flat(path: Path, shape: tuple[int, int, int], section: NDArray[np.uint16]) -> None:
     """Write what a microscope without pyramids would: full resolution only, plane after plane."""
+    _, height, width = section.shape
 
-    def tiles() -> Iterator[NDArray[np.uint16]]:
+    @cache
+    def encoded(channel: int, y: int, x: int, n_rows: int, n_columns: int) -> bytes:
+        tile = np.zeros((TILE_PX, TILE_PX), np.uint16)
+        tile[:n_rows, :n_columns] = section[channel, y : y + n_rows, x : x + n_columns]
+        return imagecodecs.zlib_encode(imagecodecs.delta_encode(tile, axis=-1).tobytes(), 6)
+
+    def tiles() -> Iterator[bytes]:
         for channel in range(shape[0]):
-            for y0 in range(0, shape[1], TILE_PX):
-                band = rows(y0, min(y0 + TILE_PX, shape[1]))[channel]
-                for x0 in range(0, shape[2], TILE_PX):
-                    tile = band[:, x0 : x0 + TILE_PX]
-                    yield np.pad(tile, ((0, TILE_PX - tile.shape[0]), (0, TILE_PX - tile.shape[1])))
+            for y in range(0, shape[1], TILE_PX):
+                for x in range(0, shape[2], TILE_PX):
+                    size = (min(TILE_PX, shape[1] - y), min(TILE_PX, shape[2] - x))
+                    yield encoded(channel, y % height, x % width, *size)
 
     metadata = {
         "axes": "CYX",
