@@ -110,8 +110,8 @@ def test_a_segmenter_that_depends_on_the_tile_is_found_out(slide, recipe, bright
     places = [(each.y_um, each.x_um) for each in found.differences]
     assert places == sorted(places)
     text = "\n".join(report_lines(found, most=5))
-    assert f"DIFFERENT: {len(found.differences)} object(s)" in text
-    assert f"... and {len(found.differences) - 5} more" in text
+    assert f"DIFFERENT: {len(found.differences):,} object(s)" in text
+    assert f"... and {len(found.differences) - 5:,} more" in text
     assert f"difference {found.n_nuclei[1] - found.n_nuclei[0]:+,} ({found.percent:+.3g} %)" in text
 
 

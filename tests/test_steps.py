@@ -1,16 +1,24 @@
 """What is read and hashed once, and what a survey keeps for the end."""
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
 
-from histoquant import picture, steps
+from histoquant import cluster, picture, steps
 from histoquant.analysis.runs import Runs
 from histoquant.batch import run_study
 from histoquant.inputs import load
 from histoquant.pipeline import analyse_tile, plan_slide
 from histoquant.steps import Job
+
+
+class InThisProcess(cluster.Inline):
+    """Where what is done can be counted."""
+
+    def keep(self, number):
+        assert number == 1
 
 
 @pytest.fixture
@@ -32,7 +40,15 @@ def hashed(monkeypatch):
     return slides
 
 
-def test_a_run_hashes_each_slide_once_and_says_what_it_surveyed(checked, tmp_path, hashed):
+@pytest.fixture
+def job(checked, tmp_path):
+    job = Job(checked.study.included[0], checked.recipe, tmp_path / "out")
+    job.folder.blocks.folder.mkdir(parents=True)
+    return job
+
+
+def test_a_run_hashes_each_slide_once_and_says_what_it_surveyed(checked, tmp_path, hashed, monkeypatch):
+    monkeypatch.setattr(cluster, "workers", lambda *given, **more: contextlib.nullcontext(InThisProcess()))
     run_study(checked, tmp_path / "out", workers=1)
     assert sorted(hashed) == ["good_1", "good_2"]
     for row in checked.study.included:
@@ -43,10 +59,9 @@ def test_a_run_hashes_each_slide_once_and_says_what_it_surveyed(checked, tmp_pat
     assert sorted(hashed) == ["good_1", "good_2"]  # a new run trusts no earlier hash
 
 
-def test_the_overview_of_a_large_slide_needs_no_second_look(checked, tmp_path, monkeypatch):
+def test_the_overview_of_a_large_slide_needs_no_second_look(job, monkeypatch):
     monkeypatch.setattr(picture, "MAX_COARSE_PX", 1000)
     monkeypatch.setattr(steps, "OVERVIEW_PX", 20)
-    job = Job(checked.study.included[0], checked.recipe, tmp_path / "out")
     key = steps.survey_slide(job)
     work = steps.work_of(job, key)
     asked, once = [], type(work.slide).read
@@ -67,8 +82,7 @@ def test_the_overview_of_a_large_slide_needs_no_second_look(checked, tmp_path, m
     steps.release()
 
 
-def test_a_block_keeps_runs_and_no_label_image(checked, tmp_path):
-    job = Job(checked.study.included[0], checked.recipe, tmp_path / "out")
+def test_a_block_keeps_runs_and_no_label_image(job):
     key = steps.survey_slide(job)
     assert steps.analyse_block(job, key, 0)
     arrays = job.folder.blocks.arrays(steps.block_key(key, 0))
