@@ -3,7 +3,7 @@
     python workflows/benchmarks/throughput.py [--side 20000] [--workers 2] [--folder FOLDER] [--pyramid] [--profile]
 
 A phantom slide (uint16, three channels, zlib tiles) is made in FOLDER and kept there. A megapixel is a million places,
-all three channels included. `--profile` runs once more in one process and prints where the time goes.
+all three channels included. `--profile` goes through it once more in one process and prints where the time goes.
 """
 
 from __future__ import annotations
@@ -23,31 +23,39 @@ import numpy as np
 from big_slides import big_slide, study_of
 from watched import watched
 
-from histoquant import registry
+from histoquant import registry, steps
 from histoquant.analysis.tiles import plan_tiles
+from histoquant.controls import batch_thresholds
+from histoquant.inputs import load
 from histoquant.model.slide import Box
+from histoquant.steps import Job, Joined
 
 TILE_PX = 2048
 SCRIPT_SIDE_PX = 6144
 """Side of the part in the middle of the slide that the plain script works on."""
 
 STAGES = (
-    ("steps.py", "source_hashes"),
-    ("survey.py", "survey"),
-    ("steps.py", "analyse_block"),
-    ("survey.py", "flat_pixels"),
-    ("survey.py", "normalised"),
-    ("watershed.py", "__call__"),
-    ("measure.py", "measure_nuclei"),
-    ("pipeline.py", "_objects"),
-    ("store.py", "write"),
-    ("steps.py", "join_slide"),
-    ("steps.py", "finish_slide"),
-    ("pipeline.py", "finish"),
-    ("steps.py", "write_labels"),
-    ("figures.py", "draw_overview"),
-    ("batch.py", "write_report"),
+    (0, "steps.py", "survey_slide"),
+    (1, "steps.py", "source_hashes"),
+    (1, "survey.py", "survey"),
+    (0, "steps.py", "analyse_block"),
+    (1, "picture.py", "flat_pixels"),
+    (1, "survey.py", "normalised"),
+    (1, "watershed.py", "__call__"),
+    (1, "tiles.py", "canonical"),
+    (1, "tiles.py", "own"),
+    (1, "measure.py", "measure_nuclei"),
+    (1, "pipeline.py", "_objects"),
+    (1, "pipeline.py", "_with_pieces"),
+    (1, "runs.py", "runs_of"),
+    (1, "store.py", "write"),
+    (0, "steps.py", "join_slide"),
+    (0, "steps.py", "finish_slide"),
+    (1, "pipeline.py", "finish"),
+    (1, "steps.py", "write_labels"),
+    (1, "figures.py", "draw_overview"),
 )
+"""Functions; those read by several stages count where they stand with all they were called for."""
 
 
 def decode(path: Path, boxes: list[Box]) -> int:
@@ -80,20 +88,30 @@ def run_command(sheet: Path, recipe: Path, out: Path, workers: int) -> list[str]
 
 
 def profile(sheet: Path, recipe: Path, out: Path) -> None:
-    """Print processor time by stage, one process."""
-    from histoquant.batch import run_study
-    from histoquant.inputs import load
+    """Print processor time by stage: what the workers do, one after the other in this process."""
+    checked = load(sheet, recipe)
+    job = Job(checked.study.included[0], checked.recipe, out)
+    for folder in (job.folder.blocks.folder, job.folder.slide(job.slide.slide_id)):
+        folder.mkdir(parents=True)
+
+    def work() -> None:
+        key, n_blocks = steps.survey_slide(job), steps.check(job).n_blocks
+        for index in range(n_blocks):
+            steps.analyse_block(job, key, index)
+        joined = Joined(job, key, steps.join_slide(job, key, n_blocks))
+        steps.finish_slide(joined, *batch_thresholds(job.recipe, "", [joined]))
 
     profiler = cProfile.Profile(time.process_time)
     start = time.process_time()
-    profiler.runcall(run_study, load(sheet, recipe), out, workers=1)
+    profiler.runcall(work)
     whole = time.process_time() - start
     stats = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
-    print(f"\n| stage | s of processor time | share of {whole:.0f} s |\n|---|---|---|")
-    for file, function in STAGES:
+    print(f"\n| stage, indented what it consists of | s of processor time | share of {whole:.0f} s |\n|---|---|---|")
+    for indent, file, function in STAGES:
         spent = sum(row[3] for (path, _, name), row in stats.items() if name == function and Path(path).name == file)
         if spent:
-            print(f"| {file.removesuffix('.py')}.{function} | {spent:.1f} | {100 * spent / whole:.0f} % |")
+            name = f"{file.removesuffix('.py')}.{function}"
+            print(f"| {'&emsp;' * indent}{name} | {spent:.1f} | {100 * spent / whole:.0f} % |")
 
 
 def main() -> None:
