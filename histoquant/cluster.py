@@ -10,6 +10,7 @@ import pickle
 import queue
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -185,6 +186,8 @@ def _dask_threads(number: int) -> Iterator[Executor]:
         "distributed.worker.memory.pause": False,
     }
     with (
+        # A scratch folder of its own: the shared one is swept by whichever process comes by.
+        tempfile.TemporaryDirectory(prefix="histoquant-", ignore_cleanup_errors=True) as scratch,
         dask.config.set(settings),
         LocalCluster(
             n_workers=1,
@@ -193,6 +196,7 @@ def _dask_threads(number: int) -> Iterator[Executor]:
             dashboard_address=None,
             memory_limit=0,
             silence_logs=50,
+            local_directory=scratch,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -343,7 +343,7 @@ def finish(
 
 def _in_um(table: pd.DataFrame, pixel_size_um: float) -> pd.DataFrame:
     """Return a table of things in pixels with their places and sizes in um; the places in pixels stay."""
-    measured = table.copy()
+    measured = table.copy(deep=False)
     for name in ("y", "x", "major", "minor"):
         if f"{name}_px" in table:
             measured[f"{name}_um"] = table[f"{name}_px"] * pixel_size_um
@@ -353,7 +353,7 @@ def _in_um(table: pd.DataFrame, pixel_size_um: float) -> pd.DataFrame:
 
 def _placed(table: pd.DataFrame, regions: RegionSet, work: Work) -> pd.DataFrame:
     """Return a table of things with their region, and their distances to named outlines."""
-    placed = table.copy()
+    placed = table.copy(deep=False)
     points = placed[["y_um", "x_um"]].to_numpy(dtype=float)
     placed["region"] = regions.assign(points)
     for name in work.recipe.count.distance_to:

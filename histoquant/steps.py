@@ -195,9 +195,17 @@ def stamp_of(row: StudySlide) -> Stamp:
     Raises
     ------
     FormatError
-        If there is no such file.
+        If there is no such file, or it may not be looked at.
     """
-    stamps = [(file, file.stat()) for file in registry.slide_files(row.path)]
+    try:
+        stamps = [(file, file.stat()) for file in registry.slide_files(row.path)]
+    except HistoquantError:
+        raise
+    except OSError as error:
+        raise FormatError(
+            f"Slide '{row.slide_id}': its file cannot be looked at: {error.strerror or error}.",
+            "Correct its path in the sample sheet, or ask for the permission to read it.",
+        ) from error
     return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stamps)
 
 
@@ -417,6 +425,7 @@ def _finished(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence
     if any(marker.orphans for marker in work.panel.values()):
         store.write_csv(target / "marker_objects.csv", result.objects)
     _keep_labels(item, work, measured.numbers, target / "labels.ome.tif")
+    del measured  # of a large slide a hundred megabytes, and the picture takes its share
     with store.whole_file(target / "overview.png") as temporary:
         picture = picture_of(job, item.survey_key, work)
         draw_overview(
