@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from histoquant.batch import Outcome, Progress
+    from histoquant.inputs import Checked
 
 app = typer.Typer(
     name="histoquant",
@@ -42,6 +44,7 @@ Workers = Annotated[
 Outside = Annotated[
     bool, typer.Option("--allow-outside", help="Allow relative paths in the sheet that leave its folder.")
 ]
+_watching = partial(typer.Option, rich_help_panel="Watching a scanner's folder")
 
 
 class _Printer:
@@ -54,7 +57,7 @@ class _Printer:
 
     def __call__(self, text: str) -> None:
         if not self.quiet:
-            print(text)
+            print(text, flush=True)  # into a file or pipe too: a watch lasts for days
         if self.log is not None:
             self._append(text + "\n")
 
@@ -140,42 +143,182 @@ def check(
     from histoquant.inputs import load
 
     checked = load(study, recipe, allow_outside=allow_outside)
-    blocks, failures = check_study(checked)
+    sound, failures = check_study(checked)
     tell = _Printer(quiet, None)
     if json_:
-        print(json.dumps({"sound": list(blocks), "faults": [vars(failure) for failure in failures]}, indent=2))
+        print(json.dumps({"sound": sound, "faults": [vars(failure) for failure in failures]}, indent=2))
     for failure in () if json_ else failures:
         print(f"{failure.slide}: {failure.error} {failure.remedy}", file=sys.stderr)
     n_slides = len(checked.study.included)
     if not json_:
-        tell(f"{len(blocks)} of {n_slides} slide(s) can be analysed; {len(failures)} fault(s).")
+        tell(f"{len(sound)} of {n_slides} slide(s) can be analysed; {len(failures)} fault(s).")
     raise typer.Exit(2 if failures else 0)
 
 
-@app.command(epilog="Example:  histoquant run study.csv --recipe recipe.toml --out results --workers 2")
+@app.command(
+    epilog="Example:  histoquant run study.csv --recipe recipe.toml --out results --workers 2\n\n"
+    "A scanner's folder:  histoquant run study.csv -r recipe.toml -o results --watch --until-idle 60\n\n"
+    "The same again:  histoquant run --repeat results --out results_again"
+)
 def run(
-    study: Annotated[Path, typer.Argument(help="The sample sheet (CSV).")],
-    recipe: Recipe,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an earlier run in it is resumed.")],
+    study: Annotated[Path | None, typer.Argument(help="The sample sheet (CSV).", show_default=False)] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="The recipe (TOML).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; an earlier run is resumed.")] = None,
     workers: Workers = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0.001, help="GB for all processes; most of the machine's.")
+    ] = None,
+    block_timeout: Annotated[
+        float | None, typer.Option("--block-timeout", min=1, help="Seconds after which a block of tiles hangs.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run left in the folder.")] = False,
     allow_outside: Outside = False,
+    repeat: Annotated[
+        Path | None, typer.Option("--repeat", help="Do the run in this folder again, into --out (DIR_repeat), compare.")
+    ] = None,
+    watch: Annotated[
+        bool, _watching("--watch", help="Take slides as they finish being written; Ctrl-C ends, the state is kept.")
+    ] = False,
+    until_idle: Annotated[
+        float | None, _watching("--until-idle", min=0, help="End when nothing is new for so many minutes.")
+    ] = None,
+    # Scanners and network copies write almost without pause; one that pauses longer leaves a file no reader opens yet.
+    stable: Annotated[float, _watching("--stable", min=0, help="Seconds a file must rest to count as written.")] = 30.0,
+    watch_pattern: Annotated[
+        str | None, _watching("--watch-pattern", help="Files to expect, as '*.ome.tif'; those without a row are named.")
+    ] = None,
+    watch_name: Annotated[
+        str | None, _watching("--watch-name", help="Rows from file names, as '{animal}_{group}_{section}.ome.tif'.")
+    ] = None,
     quiet: Quiet = False,
     log: Log = None,
     json_: Json = False,
 ) -> None:
     """Analyse a study. Exit code 0 done, 1 some slides failed, 2 the input is wrong, 130 interrupted."""
-    from histoquant.batch import run_study
-    from histoquant.inputs import load
+    from histoquant.cluster import Limits
 
     tell = _Printer(quiet or json_, log)
-    checked = load(study, recipe, allow_outside=allow_outside)
-    with tell.progress("run") as show:
-        outcome = run_study(checked, out, workers=workers, fresh=fresh, command=sys.argv, progress=show)
+    settings: dict[str, Any] = {"workers": workers, "limits": Limits(memory, block_timeout)}
+    watching = {
+        "--until-idle": until_idle,
+        "--watch-pattern": watch_pattern,
+        "--watch-name": watch_name,
+    }
+    for name in [name for name, value in watching.items() if value is not None and not watch]:
+        raise InputError(f"{name} says how to watch.", "Give --watch too.")
+    if repeat is not None:
+        given = {"STUDY": study, "--recipe": recipe, "--fresh": fresh or None, "--watch": watch or None}
+        for name in [name for name, value in given.items() if value is not None]:
+            raise InputError(f"{name} does not go with --repeat, which takes all from the run.", "Leave it out.")
+        _repeat(repeat, out or repeat.with_name(f"{repeat.resolve().name}_repeat"), settings, tell, json_)
+        return
+    needed = {"STUDY": study, "--recipe": recipe, "--out": out}
+    for name in [name for name, value in needed.items() if value is None]:
+        raise InputError(
+            f"run needs {name}.", "For example: histoquant run study.csv --recipe recipe.toml --out results"
+        )
+    assert study is not None
+    assert recipe is not None
+    assert out is not None
+    settings |= {"fresh": fresh}
+    if watch:
+        from histoquant.watch import Watch, follow
+
+        watched = Watch(
+            study,
+            recipe,
+            allow_outside=allow_outside,
+            pattern=watch_pattern,
+            template=watch_name,
+            stable_s=stable,
+            tell=tell,
+        )
+
+        def batch(checked: Checked) -> Outcome:
+            outcome = _analyse(checked, out, settings, tell)
+            settings["fresh"] = False  # the first batch forgets what an earlier run left, not each one
+            return outcome
+
+        outcome = follow(watched, batch, until_idle_s=None if until_idle is None else 60 * until_idle)
+    else:
+        from histoquant.inputs import load
+
+        outcome = _analyse(load(study, recipe, allow_outside=allow_outside), out, settings, tell)
     if json_:
         failures = [vars(failure) for failure in outcome.failures]
         print(json.dumps({"out": str(out), "failures": failures, "notes": outcome.notes}, indent=2))
     _report(outcome, tell)
+
+
+def _analyse(checked: Checked, out: Path, settings: dict[str, Any], tell: _Printer) -> Outcome:
+    from histoquant.batch import run_study
+
+    with tell.progress("run") as show:
+        return run_study(checked, out, command=sys.argv, progress=show, **settings)
+
+
+def _repeat(root: Path, out: Path, settings: dict[str, Any], tell: _Printer, json_: bool) -> None:
+    """Repeat a run, say what differs, and leave with 0 (nothing), 1 (something) or 2 (it cannot be repeated)."""
+    from histoquant.repeat import repeat_run
+
+    with tell.progress("repeat") as show:
+        found = repeat_run(root, out, command=sys.argv, progress=show, **settings)
+    if json_:
+        print(json.dumps({"out": str(out), "identical": not found.differences} | found.as_dict(), indent=2))
+    for line in found.versions:
+        tell(f"version: {line}")
+    for line in found.differences:
+        tell(f"DIFFERS: {line}")
+    same = len(found.compared) - len(found.differences)
+    tell(f"{same} of {len(found.compared)} files of tables, cells and labels are the same to the byte.")
+    tell(f"Repeat:   {out}")
+    raise typer.Exit(1 if found.differences else 0)
+
+
+@app.command(
+    epilog="Example:  histoquant status results\n\nEvery minute, for a script:  histoquant status results --json"
+)
+def status(
+    folder: Annotated[Path, typer.Argument(help="Folder given to run as --out.")],
+    json_: Json = False,
+) -> None:
+    """Say how a run stands, while it goes on and after it ended or died. Writes nothing. Exit code 0 or 2."""
+    from histoquant.status import lines, read_status
+
+    found = read_status(folder)
+    if json_:
+        print(json.dumps(found.as_dict(), indent=2))
+        return
+    for line in lines(found):
+        print(line)
+
+
+@app.command(epilog="Example:  histoquant seamcheck slide.ome.tif --recipe recipe.toml --workers 2")
+def seamcheck(
+    slide: Annotated[Path, typer.Argument(help="Slide of any size and format histoquant reads.")],
+    recipe: Recipe,
+    pixel_size_um: Annotated[float | None, typer.Option("--pixel-size-um", help="When the file does not say.")] = None,
+    scene: Annotated[str | None, typer.Option("--scene", help="Which scene of a many-scene file.")] = None,
+    shift: Annotated[
+        tuple[int, int] | None, typer.Option("--shift", help="How far the grid is moved, y and x in px; half a tile.")
+    ] = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Analyse a slide on two tile grids and list the objects that differ. Exit code 0 equal, 1 different, 2 input."""
+    from histoquant.seamcheck import report_lines, seamcheck
+
+    tell = _Printer(quiet or json_, None)
+    with tell.progress("seamcheck") as show:
+        found = seamcheck(
+            slide, recipe, pixel_size_um=pixel_size_um, scene=scene, shift_px=shift, workers=workers, progress=show
+        )
+    if json_:
+        print(json.dumps(found.as_dict(), indent=2))
+    for line in report_lines(found):
+        tell(line)
+    raise typer.Exit(0 if found.equal else 1)
 
 
 def _report(outcome: Outcome, tell: _Printer) -> None:
@@ -338,10 +481,11 @@ def main() -> NoReturn:
         for fault in error.faults if isinstance(error, Faults) else (error,):
             print(f"histoquant: {fault}", file=sys.stderr)
         code = 2
-    except typer.Abort:  # what typer makes of Ctrl-C
-        print("histoquant: interrupted; what is finished is kept, the same command goes on.", file=sys.stderr)
+    except typer.Abort:  # what some versions of typer make of Ctrl-C; others return 130
         code = 130
     except _CommandError as error:
         error.show()
         code = 2
+    if code == 130:
+        print("histoquant: interrupted; what is finished is kept, the same command goes on.", file=sys.stderr)
     sys.exit(code or 0)

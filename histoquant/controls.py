@@ -10,7 +10,7 @@ import numpy as np
 from histoquant.analysis import positivity
 from histoquant.analysis.positivity import Threshold
 from histoquant.errors import InputError
-from histoquant.model.panel import called_markers
+from histoquant.model.panel import Positive, called_markers
 from histoquant.model.recipe import Recipe
 from histoquant.steps import Joined, measured_of, work_of
 
@@ -40,7 +40,7 @@ def batch_thresholds(recipe: Recipe, batch: str, joined: Sequence[Joined]) -> tu
             thresholds[name] = Threshold(settings.threshold, "fixed")
             continue
         from_controls = settings.threshold == "controls"
-        kinds = settings.control if from_controls else ("",)
+        kinds = sections_deciding(settings) or ()
         wanted = [item for item in joined if item.job.slide.control in kinds]
         if not wanted:
             raise InputError(
@@ -56,6 +56,18 @@ def batch_thresholds(recipe: Recipe, batch: str, joined: Sequence[Joined]) -> tu
         if item.job.slide.control:
             flags += _gates(item, thresholds)
     return thresholds, flags
+
+
+def sections_deciding(settings: Positive) -> tuple[str, ...] | None:
+    """Return which sections of a batch decide a marker's threshold, as in the sheet's control column.
+
+    Returns
+    -------
+    The kinds of control; ``("",)`` when the sections that are no controls do; None when the threshold is stated.
+    """
+    if isinstance(settings.threshold, float):
+        return None
+    return settings.control if settings.threshold == "controls" else ("",)
 
 
 def named_batch(batch: str) -> str:

@@ -65,6 +65,14 @@ class StoreError(HistoquantError, OSError):
     """A run folder that cannot be written or does not belong to this run."""
 
 
+class WorkerError(HistoquantError, RuntimeError):
+    """A piece of work that was ended because it took too long or too much memory."""
+
+
+class WorkerDiedError(WorkerError):
+    """A piece of work whose process died: it may be to blame, or it may have been killed by chance."""
+
+
 class Faults(InputError):
     """All faults of one input, collected and raised together.
 

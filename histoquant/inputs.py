@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from histoquant import store
 from histoquant.controls import named_batch
 from histoquant.errors import Faults, HistoquantError, InputError, RecipeError, StudyError, raise_all
 from histoquant.model.panel import called_markers
-from histoquant.model.recipe import Recipe, parse_recipe
-from histoquant.model.study import Study, parse_study
+from histoquant.model.recipe import Recipe, build_recipe, parse_recipe
+from histoquant.model.study import Study, StudySlide, parse_study, with_rows
+from histoquant.store import RunFolder
 from histoquant.survey import segmenter_parameters
 from histoquant.work import rules_of
 
-MAX_TEXT_BYTES = 50_000_000
+MAX_SHEET_BYTES = 5_000_000
+MAX_RECIPE_BYTES = 200_000
+"""Ten thousand slides, and a hundred times the longest recipe. What is larger is another file, or made to do harm."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A study and recipe that fit together as far as can be seen without opening a slide."""
+    """A study and recipe that fit together as far as can be seen without opening a slide.
+
+    Attributes
+    ----------
+    files : mapping
+        ``sheet`` and ``recipe_file`` where they were read from files: each with its ``path`` and ``sha256``.
+    waiting : slide_id -> str
+        Slides that are still to come, and why; the tables flag their animals as incomplete.
+    """
 
     study: Study
     recipe: Recipe
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    waiting: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def taken(self) -> tuple[StudySlide, ...]:
+        """Slides to analyse: those that are neither left out nor still to come."""
+        return tuple(row for row in self.study.included if row.slide_id not in self.waiting)
 
 
-def load(study_path: Path, recipe_path: Path, *, allow_outside: bool = False) -> Checked:
+def load(
+    study_path: Path, recipe_path: Path, *, allow_outside: bool = False, more: Sequence[Mapping[str, str]] = ()
+) -> Checked:
     """Read a sample sheet and a recipe.
+
+    Parameters
+    ----------
+    more : sequence of mappings
+        Further rows, by column; those whose slide the sheet lists itself are left out.
 
     Raises
     ------
@@ -36,14 +66,13 @@ def load(study_path: Path, recipe_path: Path, *, allow_outside: bool = False) ->
     study: Study | None = None
     recipe: Recipe | None = None
     try:
-        text = _text(study_path, StudyError, "sample sheet")
+        text = _text(study_path, StudyError, "sample sheet", MAX_SHEET_BYTES)
+        text = with_rows(text, more, source=study_path.name) if more else text
         study = parse_study(text, study_path.parent, source=study_path.name, allow_outside=allow_outside)
     except HistoquantError as error:
         faults += single_faults(error)
     try:
-        recipe = parse_recipe(_text(recipe_path, RecipeError, "recipe"), source=recipe_path.name)
-        segmenter_parameters(recipe.segment)
-        rules_of(recipe.panel)
+        recipe = read_recipe(recipe_path)
     except HistoquantError as error:
         faults += single_faults(error)
     if study is not None and recipe is not None:
@@ -51,14 +80,83 @@ def load(study_path: Path, recipe_path: Path, *, allow_outside: bool = False) ->
     raise_all(faults)
     assert study is not None
     assert recipe is not None
-    return Checked(study, recipe)
+    files = {
+        name: {"path": str(path.resolve()), "sha256": store.sha256_of(path)}
+        for name, path in (("sheet", study_path), ("recipe_file", recipe_path))
+    }
+    return Checked(study, recipe, files)
 
 
-def _text(path: Path, kind: type[InputError], called: str) -> str:
+def stated_inputs(checked: Checked, folder: RunFolder, finished: Iterable[str]) -> dict[str, Any]:
+    """Return what a run was given, so that `restated_inputs` can give it again: for ``run.json``.
+
+    Parameters
+    ----------
+    finished : iterable of slide_id
+        Slides whose results are in the folder. The hashes of their files are those the results were made from, as
+        their ``provenance.json`` tells; hashing again here might find files that were changed meanwhile.
+    """
+    hashes = {}
+    for slide in finished:
+        told = json.loads((folder.slide(slide) / "provenance.json").read_text(encoding="utf-8"))
+        hashes[slide] = {"sources": told["sources"], "regions_sha256": told["regions_sha256"]}
+    return {
+        **checked.files,
+        "waiting": dict(checked.waiting),
+        "rows": [{name: _absolute(value) for name, value in asdict(row).items()} for row in checked.study.slides],
+        "inputs": hashes,
+    }
+
+
+def _absolute(value: Any) -> Any:
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
+def restated_inputs(state: Mapping[str, Any]) -> Checked:
+    """Return the study and recipe of a run from its ``run.json``.
+
+    Raises
+    ------
+    InputError
+        If they are not there, or not as `stated_inputs` wrote them.
+    """
     try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise kind(f"The {called} '{path}' is larger than 50 MB.", "Name the right file.")
-        return path.read_text(encoding="utf-8-sig")
+        slides = [
+            StudySlide(**row | {"path": Path(row["path"]), "regions": Path(row["regions"]) if row["regions"] else None})
+            for row in state["rows"]
+        ]
+        folder, recipe = Path(state["study"]), state["recipe"]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"run.json does not say what the run was given ({type(error).__name__}: {error}).",
+            "Run the study with its sheet and recipe.",
+        ) from error
+    files = {name: state[name] for name in ("sheet", "recipe_file") if name in state}
+    waiting = state.get("waiting", {})
+    return Checked(Study(tuple(slides), folder), build_recipe(recipe, source="run.json"), files, waiting)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe, and check that the plug-ins it names are there and take their parameters.
+
+    Raises
+    ------
+    HistoquantError
+        Every fault of it, together.
+    """
+    recipe = parse_recipe(_text(path, RecipeError, "recipe", MAX_RECIPE_BYTES), source=path.name)
+    segmenter_parameters(recipe.segment)
+    rules_of(recipe.panel)
+    return recipe
+
+
+def _text(path: Path, kind: type[InputError], called: str, max_bytes: int) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)  # asked of what was read: a device has no size
+        if len(content) > max_bytes:
+            raise kind(f"The {called} '{path}' is larger than {max_bytes / 1e6:g} MB.", "Name the right file.")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()  # any line ends
     except UnicodeDecodeError as error:
         raise kind(f"The {called} '{path}' is not UTF-8 text.", "Save it again as UTF-8.") from error
     except OSError as error:

@@ -10,23 +10,19 @@ import numpy as np
 
 from histoquant.analysis import fragments, measure, positivity, tiles
 from histoquant.analysis.counting import IDENTITY, Section, count_regions, sensitivity
+from histoquant.analysis.marker_objects import marker_objects
 from histoquant.analysis.migration import geodesic_distance_um
 from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Threshold
+from histoquant.analysis.runs import Runs, runs_of
 from histoquant.analysis.tiles import Tile
 from histoquant.model.panel import called_markers, counterstain_of
 from histoquant.model.recipe import Recipe
 from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Box, Slide
 from histoquant.model.tables import CELLS, MARKER_OBJECTS, shaped
-from histoquant.survey import (
-    BAND_PX,
-    FILL_REACH_UM,
-    flat_pixels,
-    normalised,
-    segmented_channels,
-    segmenter_of,
-    survey,
-)
+from histoquant.picture import flat_pixels, parts
+from histoquant.survey import FILL_REACH_UM, normalised, segmented_channels, segmenter_of, survey
+from histoquant.threads import in_order
 from histoquant.work import Work
 
 if TYPE_CHECKING:
@@ -46,20 +42,17 @@ class TileResult:
 
     Attributes
     ----------
-    box : Box
-        Where ``labels`` lies on the slide.
-    labels : (y, x) uint32, 0 = background
+    runs : Runs
         The objects the tile owns, whole, with numbers that hold within the tile.
     cells : DataFrame
-        One row per object owned; ``label`` is its number in ``labels``.
+        One row per object owned; ``label`` is its number in ``runs``.
     objects : DataFrame
         Marker objects off nuclei that the tile owns.
     n_cut : int
         Objects larger than the halo allows.
     """
 
-    box: Box
-    labels: NDArray[np.uint32]
+    runs: Runs
     cells: pd.DataFrame
     objects: pd.DataFrame
     n_cut: int
@@ -139,14 +132,13 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
     segmented = segmented_channels(work.recipe, panel, told.channels)
     image = normalised(raw, tile.box, told.background, segmented, work.slide.pixel_size_um)
     labels = tiles.canonical(segmenter_of(work.recipe, told)(image[None, None], work.slide.pixel_size_um)[0])
-    planes = np.stack([told.background.at(tile.box, c) for c in range(len(told.channels))])
-    pixels = measure.Pixels(raw, told.channels, planes, tile.box, work.slide.pixel_size_um)
+    pixels = measure.Pixels(raw, told.channels, told.background, tile.box, work.slide.pixel_size_um)
 
     found = [_objects(pixels, labels, name, work) for name in called_markers(panel) if panel[name].orphans]
     with_pieces, pieces = _with_pieces(labels, found, work)
     owned = tiles.own(with_pieces, tile, work.slide.shape)
     renamed = np.zeros(int(with_pieces.max(initial=0)) + 1, dtype=np.uint32)
-    renamed[with_pieces] = owned.labels
+    renamed[owned.given] = np.arange(1, len(owned.given) + 1)
     cells = measure.measure_nuclei(
         pixels,
         owned.labels,
@@ -158,8 +150,7 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
     cells["piece"] = np.isin(cells["label"], renamed[pieces])
     mine = np.concatenate([[False], owned.mine])
     return TileResult(
-        tile.box,
-        np.where(mine[owned.labels], owned.labels, 0).astype(np.uint32),
+        runs_of(owned.labels, mine, tile.box),
         cells,
         _own_objects([table for table, _ in found], renamed, mine, tile.core),
         int((owned.mine & owned.cut).sum()),
@@ -172,7 +163,7 @@ def _objects(
     """Return the objects of a marker off nuclei, and their label image."""
     channel = work.channel(marker)
     glowing = [work.channel(name) for name in work.unstained]
-    table, image = measure.marker_objects(
+    table, image = marker_objects(
         pixels,
         labels,
         channel=channel,
@@ -199,14 +190,18 @@ def _with_pieces(
     The labels with the pieces added, and the numbers of the pieces. Tables in ``found`` get a column ``own_label``.
     """
     together, added = labels.copy(), [np.empty(0, dtype=np.uint32)]
+    flat, highest = together.ravel(), int(labels.max(initial=0))
     floor = OBJECT_FLOOR_K * work.noise(counterstain_of(work.panel))
     for table, image in found:
         holds_dna = (table["dna_value"] > floor) & (table["attached_label"] == 0) & ~table["autofluorescent"]
         holds_dna &= table["marker"].map(lambda name: work.panel[name].death_classes).astype(bool)
         numbers = table["number"].to_numpy()[holds_dna]
-        names = np.zeros(int(image.max(initial=0)) + 1, dtype=np.uint32)
-        names[numbers] = together.max(initial=0) + np.arange(1, len(numbers) + 1, dtype=np.uint32)
-        together = np.where(together > 0, together, names[image])
+        names = np.zeros(len(table) + 1, dtype=np.uint32)
+        names[numbers] = highest + np.arange(1, len(numbers) + 1, dtype=np.uint32)
+        highest += len(numbers)
+        if len(numbers):
+            here = np.flatnonzero(image)
+            flat[here] = np.where(flat[here] > 0, flat[here], names[image.ravel()[here]])
         table["own_label"] = names[table["number"]]
         added.append(names[numbers])
     return together, np.concatenate(added)
@@ -348,7 +343,7 @@ def finish(
 
 def _in_um(table: pd.DataFrame, pixel_size_um: float) -> pd.DataFrame:
     """Return a table of things in pixels with their places and sizes in um; the places in pixels stay."""
-    measured = table.copy()
+    measured = table.copy(deep=False)
     for name in ("y", "x", "major", "minor"):
         if f"{name}_px" in table:
             measured[f"{name}_um"] = table[f"{name}_px"] * pixel_size_um
@@ -358,7 +353,7 @@ def _in_um(table: pd.DataFrame, pixel_size_um: float) -> pd.DataFrame:
 
 def _placed(table: pd.DataFrame, regions: RegionSet, work: Work) -> pd.DataFrame:
     """Return a table of things with their region, and their distances to named outlines."""
-    placed = table.copy()
+    placed = table.copy(deep=False)
     points = placed[["y_um", "x_um"]].to_numpy(dtype=float)
     placed["region"] = regions.assign(points)
     for name in work.recipe.count.distance_to:
@@ -377,7 +372,7 @@ def _placed(table: pd.DataFrame, regions: RegionSet, work: Work) -> pd.DataFrame
 def positive_areas(work: Work, regions: RegionSet, thresholds: Mapping[str, Threshold]) -> dict[str, dict[str, float]]:
     """Return the area at or above the threshold in each region's own ground, for the markers that ask for it.
 
-    Intensities are above the slide-wide background; the slide is read band by band.
+    Intensities are above the slide-wide background; the slide is read part by part.
 
     Returns
     -------
@@ -386,20 +381,29 @@ def positive_areas(work: Work, regions: RegionSet, thresholds: Mapping[str, Thre
     markers = [name for name in called_markers(work.panel) if work.panel[name].area]
     if not markers:
         return {}
-    px, (height, width), told = work.slide.pixel_size_um, work.slide.shape, work.survey
+    px, told = work.slide.pixel_size_um, work.survey
     grounds = regions.grounds()
-    pixels = {marker: dict.fromkeys(grounds, 0) for marker in markers}
-    channels = {marker: told.channels.index(str(work.panel[marker].channel)) for marker in markers}
-    for y0 in range(0, height, BAND_PX):
-        box = Box(y0, min(y0 + BAND_PX, height), 0, width)
-        indices = tuple(told.indices[channel] for channel in channels.values())
+    channels = [told.channels.index(str(work.panel[marker].channel)) for marker in markers]
+    indices = tuple(told.indices[channel] for channel in channels)
+
+    def count(box: Box) -> NDArray[np.int64]:
         raw = flat_pixels(work.slide, box, indices, work.recipe.segment)
-        masks = {name: regions.pixel_mask(ground, box, px) for name, ground in grounds.items() if not ground.is_empty}
-        for plane, (marker, channel) in zip(raw, channels.items(), strict=True):
-            bright = plane - told.background.at(box, channel) >= thresholds[marker].value
-            for name, mask in masks.items():
-                pixels[marker][name] += int(np.count_nonzero(bright & mask))
-    return {marker: {name: n * px**2 for name, n in counted.items()} for marker, counted in pixels.items()}
+        bright = [
+            plane - told.background.at(box, channel) >= thresholds[marker].value
+            for plane, channel, marker in zip(raw, channels, markers, strict=True)
+        ]
+        counted = np.zeros((len(markers), len(grounds)), dtype=np.int64)
+        for n, ground in enumerate(grounds.values()):
+            if not ground.is_empty:
+                mask = regions.pixel_mask(ground, box, px)
+                counted[:, n] = [np.count_nonzero(part & mask) for part in bright]
+        return counted
+
+    total = np.sum(list(in_order(count, parts(work.slide))), axis=0)
+    return {
+        marker: {name: int(n) * px**2 for name, n in zip(grounds, counted, strict=True)}
+        for marker, counted in zip(markers, total, strict=True)
+    }
 
 
 def counterstain_snr(cells: pd.DataFrame, work: Work) -> float:

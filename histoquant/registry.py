@@ -67,8 +67,9 @@ class Segmenter(Protocol):
 
     May also have ``survey(samples, pixel_size_um) -> Params``, called once per slide with a list of
     (c, z, y, x) float32 images, which returns the parameters with what is estimated from the slide filled in:
-    fields that are None. A field ``diameter_um`` takes the nuclear diameter stated in the recipe. One that has
-    learnt tells in ``weights_sha256`` what it learnt: the checksum becomes part of every result's fingerprint.
+    fields that are None. A field ``diameter_um`` takes the nuclear diameter stated in the recipe. A segmenter whose
+    labels depend on a file also has a property ``weights_sha256``, the sum of that file: stored results are used again
+    only while name, version and weights of the segmenter are the same.
     """
 
     api: ClassVar[int] = API
@@ -252,20 +253,15 @@ def interface_faults(kind: Kind, plugin: object) -> list[str]:
 
 
 def fingerprint_of(kind: Kind, name: str) -> str:
-    """Return distribution, version and class of a plug-in, for fingerprints and provenance.
-
-    Of a segmenter that tells them also the weights: other weights are another method, whatever the version says. Only
-    a segmenter is imported for this.
+    """Return distribution, version and class of a plug-in, for fingerprints and provenance; imports nothing.
 
     Raises
     ------
     PluginError
-        If there is none of that name, or two, or a segmenter cannot be imported.
+        If there is none of that name, or two.
     """
     plugin, _ = _the_one(kind, name)
-    told = f"{plugin.distribution} {plugin.version} {plugin.value}"
-    weights = getattr(load(kind, name), "weights_sha256", None) if kind == "segmenter" else None
-    return f"{told} weights {weights}" if weights else told
+    return f"{plugin.distribution} {plugin.version} {plugin.value}"
 
 
 def open_slide(path: Path | str, *, pixel_size_um: float | None = None, scene: str | None = None) -> Slide:

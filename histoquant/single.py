@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
@@ -64,9 +65,10 @@ def segment_image(
     root = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     job = Job(row, recipe, root)
     try:
-        n_blocks = steps.check(job)
+        n_blocks = steps.check(job).n_blocks
         key = steps.survey_slide(job)
-        with cluster.workers(workers) as executor:
+        # One worker is this process: with one image there is nothing to protect from a plug-in that crashes.
+        with contextlib.nullcontext(cluster.Inline()) if workers == 1 else cluster.workers(workers) as executor:
             waiting = [executor.submit(steps.analyse_block, job, key, number) for number in range(n_blocks)]
             for done, future in enumerate(waiting, start=1):
                 future.result()

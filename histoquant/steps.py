@@ -5,7 +5,10 @@ What travels between the driver and the workers is a `Job`, a key, and small tab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +19,9 @@ import numpy as np
 from histoquant import __version__, pipeline, registry, store
 from histoquant.analysis.counting import IDENTITY
 from histoquant.analysis.positivity import Threshold
-from histoquant.errors import Faults, HistoquantError, RegionError, raise_all
+from histoquant.analysis.runs import Runs, paint
+from histoquant.errors import Faults, FormatError, HistoquantError, RegionError, StoreError, raise_all
+from histoquant.footprint import tile_bytes
 from histoquant.model.geometry import slide_rectangle
 from histoquant.model.panel import bound, counterstain_of
 from histoquant.model.recipe import RESULT_VERSION, Recipe
@@ -25,12 +30,13 @@ from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Slide
 from histoquant.model.study import StudySlide
 from histoquant.model.tables import REGIONS
-from histoquant.ometiff import write_ome_tiff
+from histoquant.ometiff import BAND_PX, write_ome_tiff
+from histoquant.picture import Picture, look, look_px, shrink
 from histoquant.pipeline import Measured
 from histoquant.readers.outlines import read_outlines
 from histoquant.report.figures import draw_overview, draw_refused
-from histoquant.store import RunFolder, content_key
-from histoquant.survey import Survey, segmenter_parameters, shrink, survey
+from histoquant.store import RunFolder, content_key, sha256_of
+from histoquant.survey import Survey, segmenter_fingerprint, segmenter_parameters, survey
 from histoquant.work import Work
 
 if TYPE_CHECKING:
@@ -42,14 +48,21 @@ BLOCK_TILES = 4
 
 OVERVIEW_PX = 1500
 
+Stamp = tuple[tuple[str, int, int], ...]
+"""Path, size and time of change (ns) of every file of a slide."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """One slide of a study, to be analysed into a run folder."""
+    """One slide of a study, to be analysed into a run folder.
+
+    ``stamp`` tells how its files were when the run began; empty when nobody looks whether they stay so.
+    """
 
     slide: StudySlide
     recipe: Recipe
     root: Path
+    stamp: Stamp = ()
 
     @property
     def folder(self) -> RunFolder:
@@ -83,14 +96,36 @@ def release() -> None:
         _open.popitem()[1].close()
 
 
-def check(job: Job) -> int:
-    """Open a slide and its outlines, compute nothing, and return into how many blocks it will be cut.
+@dataclass(frozen=True)
+class Extent:
+    """How much work a slide is.
+
+    Attributes
+    ----------
+    n_blocks : int
+    n_px, block_px : int
+        Pixels of the slide, and of the largest block without its halo.
+    tile_bytes : int
+        Memory that one tile takes.
+    stamp : Stamp
+    """
+
+    n_blocks: int
+    n_px: int
+    block_px: int
+    tile_bytes: int
+    stamp: Stamp
+
+
+def check(job: Job) -> Extent:
+    """Open a slide and its outlines, compute nothing, and return how much work it is.
 
     Raises
     ------
     HistoquantError
         Everything that keeps this slide from being analysed, together.
     """
+    stamp = stamp_of(job.slide)
     slide = open_slide(job.slide)
     faults: list[HistoquantError] = []
     try:
@@ -104,8 +139,10 @@ def check(job: Job) -> int:
         faults.extend(error.faults if isinstance(error, Faults) else (error,))
     raise_all(faults)
     core = job.recipe.tiles.core_px
-    n_tiles = -(-slide.shape[0] // core) * -(-slide.shape[1] // core)
-    return -(-n_tiles // BLOCK_TILES)
+    height, width = slide.shape
+    n_tiles = -(-height // core) * -(-width // core)
+    block_px = BLOCK_TILES * min(core, height) * min(core, width)
+    return Extent(-(-n_tiles // BLOCK_TILES), height * width, block_px, tile_bytes(slide, job.recipe), stamp)
 
 
 def draw_refusal(job: Job, reason: str) -> None:
@@ -143,26 +180,127 @@ def regions_of(job: Job, slide_um: tuple[float, float], pixel_size_um: float, ti
 
 
 def source_hashes(job: Job) -> dict[str, str]:
-    """Return the sha256 of every file of a slide."""
+    """Return the sha256 of every file of a slide, by its path below the folder that holds them all.
+
+    Names alone would not do: the chunks of a Zarr slide share theirs.
+    """
     files = registry.slide_files(job.slide.path)
-    return {file.name: store.sha256_of(file) for file in files}
+    folder = os.path.commonpath([file.parent for file in files])
+    return {file.relative_to(folder).as_posix(): store.sha256_of(file) for file in files}
+
+
+def stamp_of(row: StudySlide) -> Stamp:
+    """Return path, size and time of change of every file of a slide.
+
+    Raises
+    ------
+    FormatError
+        If there is no such file, or it may not be looked at.
+    """
+    try:
+        stamps = [(file, file.stat()) for file in registry.slide_files(row.path)]
+    except HistoquantError:
+        raise
+    except OSError as error:
+        raise FormatError(
+            f"Slide '{row.slide_id}': its file cannot be looked at: {error.strerror or error}.",
+            "Correct its path in the sample sheet, or ask for the permission to read it.",
+        ) from error
+    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stamps)
+
+
+@contextlib.contextmanager
+def unchanged(job: Job) -> Iterator[None]:
+    """Do something with a slide's files, and make sure that they are before and after what the run began with.
+
+    Raises
+    ------
+    FormatError
+        If they are not; then that is the reason for whatever went wrong.
+    """
+    _compare(job)
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception:
+        _compare(job)
+        raise
+    _compare(job)
+
+
+def _compare(job: Job) -> None:
+    name = f"Slide '{job.slide.slide_id}'"
+    try:
+        if job.stamp in ((), stamp_of(job.slide)):
+            return
+    except OSError as error:
+        reason = getattr(error, "message", None) or f"{error.strerror or error}."
+        raise FormatError(
+            f"{name}: its file cannot be read any more: {reason}",
+            "Bring the file or its disk back, then run the same command again.",
+        ) from error
+    raise FormatError(
+        f"{name}: its file was changed while the run worked on it.",
+        "Wait until nothing writes to it, then run the same command again.",
+    )
 
 
 def survey_slide(job: Job) -> str:
     """Survey a slide unless that was done before, and return the key of the survey."""
-    recipe = job.recipe
-    key = content_key(
-        kind="survey",
-        source=sorted(source_hashes(job).items()),
-        scene=job.slide.scene,
-        pixel_size_um=job.slide.pixel_size_um,
-        recipe=recipe.fingerprint(measured=True),
-        segmenter=registry.fingerprint_of("segmenter", recipe.segment.segmenter),
-    )
-    blocks = job.folder.blocks
-    if key not in blocks:
-        blocks.write(key, survey(open_slide(job.slide), recipe).arrays())
+    recipe, blocks = job.recipe, job.folder.blocks
+    with unchanged(job):
+        sources = source_hashes(job)
+        key = content_key(
+            kind="survey",
+            source=sorted(sources.items()),
+            reader=reader_fingerprint(job),
+            scene=job.slide.scene,
+            pixel_size_um=job.slide.pixel_size_um,
+            recipe=recipe.fingerprint(measured=True),
+            segmenter=segmenter_fingerprint(recipe.segment),
+        )
+        told = None if key in blocks else survey(open_slide(job.slide), recipe)
+    if told is not None:
+        if told.picture is not None and _survey_shows_overview(open_slide(job.slide)):
+            blocks.write(_picture_key(key), told.picture.arrays())
+        # The sums go along, so that the end of a slide's path need not read the whole file for them again.
+        blocks.write(key, told.arrays() | {"sources": np.frombuffer(json.dumps(sources).encode(), dtype=np.uint8)})
     return key
+
+
+def reader_fingerprint(job: Job) -> str:
+    """Return which plug-in reads a slide."""
+    return registry.fingerprint_of("reader", registry.reader_of(job.slide.path).name)
+
+
+def sources_of(job: Job, survey_key: str) -> dict[str, str]:
+    """Return the sha256 of every file of a slide, as it was when the slide was surveyed."""
+    told: dict[str, str] = json.loads(job.folder.blocks.arrays(survey_key)["sources"].tobytes())
+    return told
+
+
+def _picture_key(survey_key: str) -> str:
+    return content_key(kind="picture", survey=survey_key)
+
+
+def _overview_um(slide: Slide) -> float:
+    """Return the size of a pixel that the overview needs."""
+    return slide.pixel_size_um * max(1.0, max(slide.shape) / OVERVIEW_PX)
+
+
+def _survey_shows_overview(slide: Slide) -> bool:
+    return look_px(slide) * slide.pixel_size_um <= _overview_um(slide)
+
+
+def picture_of(job: Job, survey_key: str, work: Work) -> Picture:
+    """Return a slide in the few pixels of its overview: as the survey saw it, where that is fine enough."""
+    if not _survey_shows_overview(work.slide):
+        return shrink(work.slide, work.survey.indices, job.recipe.segment, coarse_um=_overview_um(work.slide))
+    key, blocks = _picture_key(survey_key), job.folder.blocks
+    if key not in blocks:
+        blocks.write(key, look(work.slide, work.survey.indices, job.recipe.segment)[1].arrays())
+    return Picture.from_arrays(blocks.arrays(key))
 
 
 def work_of(job: Job, survey_key: str) -> Work:
@@ -178,35 +316,49 @@ def block_key(survey_key: str, index: int) -> str:
 
 def analyse_block(job: Job, survey_key: str, index: int) -> bool:
     """Analyse one block of tiles unless that was done before; return whether it was done now."""
-    import pandas as pd
-
     key = block_key(survey_key, index)
     blocks = job.folder.blocks
     if key in blocks:
         return False
-    work = work_of(job, survey_key)
+    with unchanged(job):
+        arrays, tables = _analysed(work_of(job, survey_key), index)
+    blocks.write(key, arrays, tables)
+    return True
+
+
+def _analysed(work: Work, index: int) -> tuple[dict[str, NDArray[Any]], dict[str, pd.DataFrame]]:
+    """Return label tiles and tables of a block."""
+    import pandas as pd
+
     plan = pipeline.plan_slide(work)
     first = index * BLOCK_TILES
     arrays: dict[str, NDArray[Any]] = {}
     cells, objects, n_cut = [], [], 0
     for number, tile in enumerate(plan[first : first + BLOCK_TILES], start=first):
         part = pipeline.analyse_tile(work, tile)
-        arrays[f"labels_{number}"] = part.labels
-        arrays[f"box_{number}"] = np.array([part.box.y0, part.box.y1, part.box.x0, part.box.x1])
+        arrays |= {_run_array(number, name): column for name, column in part.runs.arrays().items()}
         cells.append(part.cells.assign(tile=number))
         objects.append(part.objects.assign(tile=number))
         n_cut += part.n_cut
     arrays["n_cut"] = np.array(n_cut)
-    tables = {"cells": pd.concat(cells, ignore_index=True), "objects": pd.concat(objects, ignore_index=True)}
-    blocks.write(key, arrays, tables)
-    return True
+    return arrays, {"cells": pd.concat(cells, ignore_index=True), "objects": pd.concat(objects, ignore_index=True)}
+
+
+def measured_key(survey_key: str) -> str:
+    """Return the key of a slide's measured table."""
+    return content_key(kind="measured", survey=survey_key, tiles=BLOCK_TILES)
+
+
+def _run_array(tile: int, name: str) -> str:
+    """Return the name under which a block keeps an array of the runs of a tile."""
+    return f"runs_{tile}_{name}"
 
 
 def join_slide(job: Job, survey_key: str, n_blocks: int) -> str:
     """Put the blocks of a slide together and return the key of the measured table."""
     import pandas as pd
 
-    key = content_key(kind="measured", survey=survey_key, tiles=BLOCK_TILES)
+    key = measured_key(survey_key)
     blocks = job.folder.blocks
     if key not in blocks:
         cells, objects, n_cut = [], [], 0
@@ -250,6 +402,11 @@ class SlideReport:
 
 def finish_slide(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence[str]) -> SlideReport:
     """Call, count and write everything a slide's folder holds."""
+    with unchanged(item.job):
+        return _finished(item, thresholds, flags)
+
+
+def _finished(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence[str]) -> SlideReport:
     job = item.job
     work = work_of(job, item.survey_key)
     px = work.slide.pixel_size_um
@@ -262,20 +419,19 @@ def finish_slide(item: Joined, thresholds: Mapping[str, Threshold], flags: Seque
         work, measured, regions, thresholds, identity=job.identity, flags=flags, area_positive_um2=areas
     )
     target = job.folder.slide(job.slide.slide_id)
-    target.mkdir(parents=True, exist_ok=True)
     store.write_parquet(target / "cells.parquet", result.cells)
     store.write_csv(target / "regions.csv", result.regions)
     store.write_csv(target / "sensitivity.csv", result.sensitivity)
     if any(marker.orphans for marker in work.panel.values()):
         store.write_csv(target / "marker_objects.csv", result.objects)
-    write_labels(item, work, measured.numbers, target / "labels.ome.tif")
-    coarse_um = max(px, max(slide_um) / OVERVIEW_PX)
+    _keep_labels(item, work, measured.numbers, target / "labels.ome.tif")
+    del measured  # of a large slide a hundred megabytes, and the picture takes its share
     with store.whole_file(target / "overview.png") as temporary:
-        picture, picture_px = shrink(work.slide, work.survey.indices, job.recipe.segment, coarse_um=coarse_um)
+        picture = picture_of(job, item.survey_key, work)
         draw_overview(
             temporary,
-            picture,
-            picture_px * px,
+            picture.means,
+            picture.px * px,
             title=job.slide.slide_id,
             panel=work.panel,
             channels=work.survey.channels,
@@ -295,15 +451,27 @@ def _check_outlines_named(job: Job, regions: RegionSet) -> None:
             )
 
 
+def _keep_labels(item: Joined, work: Work, numbers: pd.DataFrame, path: Path) -> None:
+    """Write the label image unless the one that is there came from the same cells: thresholds do not change it."""
+    blocks = item.job.folder.blocks
+    key = content_key(kind="labels", measured=item.measured_key, histoquant=__version__)
+    if key in blocks and path.exists() and blocks.arrays(key)["sha256"].tobytes() == bytes.fromhex(sha256_of(path)):
+        return
+    write_labels(item, work, numbers, path)
+    blocks.write(key, {"sha256": np.frombuffer(bytes.fromhex(sha256_of(path)), dtype=np.uint8)})
+
+
 def write_labels(item: Joined, work: Work, numbers: pd.DataFrame, path: Path) -> None:
-    """Write the label image of a slide from the label tiles of its blocks, band by band."""
+    """Write the label image of a slide from the runs its blocks hold, band by band.
+
+    Where objects of two tiles share pixels, the tile that comes first keeps them.
+    """
     plan = pipeline.plan_slide(work)
-    final: dict[int, NDArray[np.uint32]] = {}
-    for tile in np.unique(numbers["tile"]):
-        mine = numbers[numbers["tile"] == tile]
-        ids = np.zeros(int(mine["label"].max()) + 1, dtype=np.uint32)
-        ids[mine["label"]] = mine["cell_id"]
-        final[int(tile)] = ids
+    cells: dict[Any, NDArray[np.uint32]] = {}
+    label, cell = numbers["label"].to_numpy(), numbers["cell_id"].to_numpy()
+    for tile, here in numbers.groupby("tile").indices.items():
+        cells[tile] = np.zeros(int(label[here].max()) + 1, dtype=np.uint32)
+        cells[tile][label[here]] = cell[here]
 
     blocks = item.job.folder.blocks
     row_of_tiles = len({(tile.core.x0, tile.core.x1) for tile in plan})
@@ -312,18 +480,18 @@ def write_labels(item: Joined, work: Work, numbers: pd.DataFrame, path: Path) ->
     def block(index: int) -> dict[str, NDArray[Any]]:
         return blocks.arrays(block_key(item.survey_key, index))
 
+    height, width = work.slide.shape
+    canvas = np.empty((1, min(BAND_PX, height), width), dtype=np.uint32)
+
     def rows(y0: int, y1: int) -> NDArray[np.uint32]:
-        band = np.zeros((y1 - y0, work.slide.shape[1]), dtype=np.uint32)
+        band = canvas[:, : y1 - y0]
+        band.fill(0)
         for number, tile in enumerate(plan):
-            box = tile.box
-            if number not in final or box.y1 <= y0 or box.y0 >= y1:
-                continue
-            labels = block(number // BLOCK_TILES)[f"labels_{number}"]
-            top, bottom = max(y0, box.y0), min(y1, box.y1)
-            part = final[number][labels[top - box.y0 : bottom - box.y0]]
-            view = band[top - y0 : bottom - y0, box.x0 : box.x1]
-            np.copyto(view, part, where=(part > 0) & (view == 0))
-        return band[None]
+            if number in cells and tile.box.y0 < y1 and tile.box.y1 > y0:
+                held = block(number // BLOCK_TILES)
+                runs = Runs(*(held[_run_array(number, name)] for name in Runs.names()))
+                paint(runs, cells[number], band[0], y0)
+        return band
 
     write_ome_tiff(
         path,
@@ -344,8 +512,8 @@ def _provenance(item: Joined, work: Work, thresholds: Mapping[str, Threshold], f
         "histoquant": __version__,
         "result_version": RESULT_VERSION,
         "slide": {key: str(value) for key, value in asdict(job.slide).items() if value not in (None, "", {})},
-        "sources": source_hashes(job),
-        "reader": registry.fingerprint_of("reader", registry.reader_of(job.slide.path).name),
+        "sources": sources_of(job, item.survey_key),
+        "reader": reader_fingerprint(job),
         "regions_sha256": store.sha256_of(job.slide.regions) if job.slide.regions else None,
         "pixel_size_um": work.slide.pixel_size_um,
         "channels": list(work.slide.channels),
@@ -354,7 +522,7 @@ def _provenance(item: Joined, work: Work, thresholds: Mapping[str, Threshold], f
         "fingerprint": job.recipe.fingerprint(),
         "measured_key": item.measured_key,
         "segmenter": {
-            "plugin": registry.fingerprint_of("segmenter", job.recipe.segment.segmenter),
+            "plugin": segmenter_fingerprint(job.recipe.segment),
             "given": segmenter_parameters(job.recipe.segment).model_dump(mode="json"),
             "used": work.survey.segmenter,
         },

@@ -8,17 +8,18 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histoquant.errors import StoreError
+from histoquant import lock
+from histoquant.errors import FormatError, HistoquantError, StoreError
+from histoquant.lock import Holder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,9 +29,16 @@ SCHEMA = 1
 """Version of the run folder's layout."""
 
 
+_LEFTOVER = re.compile(r"\..+\.(\w{8}\.part|\d+\.(part|tiles))")
+"""What `whole_file` and `ometiff` call their unfinished files."""
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on leaving, flush what was written there and rename it.
+
+    At most the last folder of the path is made: when a network share has vanished, its mount point is still there, and
+    a run folder must not be begun on the disk below it.
 
     Raises
     ------
@@ -39,7 +47,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -49,7 +57,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        if isinstance(error, StoreError):
+        if isinstance(error, HistoquantError):
             raise
         raise StoreError(
             f"Cannot write '{path}': {error.strerror or error}.",
@@ -57,7 +65,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder that is gone holds no leftover
+                temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -118,6 +127,9 @@ def content_key(**parts: Any) -> str:
 class Blocks:
     """Finished pieces of work, kept by content key: arrays and tables, written once, read many times.
 
+    A file is a line that names the format, the sha256 of the rest, and the rest: a JSON list of what it holds, then the
+    pieces, arrays compressed with zstd at level 1, tables as Parquet. Nothing is given out whose sum does not fit.
+
     Parameters
     ----------
     folder : Path
@@ -125,47 +137,111 @@ class Blocks:
         renamed, and writing it twice gives the same file.
     """
 
+    MAGIC = b"histoquant block 1\n"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, key: str) -> Path:
         """Return the file of a block."""
-        return self.folder / key[:2] / f"{key}.npz"
+        return self.folder / key[:2] / f"{key}.block"
 
     def __contains__(self, key: str) -> bool:
-        """Return whether a block is finished and undamaged."""
+        """Return whether a block is finished; one that is damaged is put aside (`damaged`)."""
         try:
-            self.read(key)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            content = self.path(key).read_bytes()
+        except FileNotFoundError:
             return False
-        return True
+        if self._sound(content):
+            return True
+        aside = self.folder / "damaged"
+        aside.mkdir(exist_ok=True)
+        self.path(key).replace(aside / key)
+        return False
+
+    def damaged(self) -> list[str]:
+        """Return the keys of the blocks that were found damaged."""
+        return sorted(path.name for path in (self.folder / "damaged").glob("*"))
 
     def write(
         self, key: str, arrays: Mapping[str, NDArray[Any]], tables: Mapping[str, pd.DataFrame] | None = None
     ) -> None:
-        """Keep a block."""
-        content = {f"array:{name}": array for name, array in arrays.items()}
+        """Keep a block.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be written.
+        """
+        import imagecodecs
+
+        listed: list[dict[str, Any]] = []
+        pieces: list[bytes] = []
+        for name, array in arrays.items():
+            # A label tile of 1224 x 1224 px: zstd 1 packs at 2.6 GB/s to 77 KB, deflate 6 at 0.25 GB/s to 78 KB.
+            pieces.append(bytes(imagecodecs.zstd_encode(np.ascontiguousarray(array).tobytes(), level=1)))
+            listed.append({"array": name, "dtype": array.dtype.str, "shape": array.shape, "size": len(pieces[-1])})
         for name, table in (tables or {}).items():
-            content[f"table:{name}"] = np.frombuffer(_parquet(table), dtype=np.uint8)
-        with whole_file(self.path(key)) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **content)
+            pieces.append(_parquet(table))
+            listed.append({"table": name, "size": len(pieces[-1])})
+        header = json.dumps(listed).encode()
+        body = b"".join((len(header).to_bytes(4, "little"), header, *pieces))
+        with contextlib.suppress(FileNotFoundError):  # the run folder is gone; the next line says so
+            self.folder.mkdir(exist_ok=True)
+        write_bytes(self.path(key), self.MAGIC + hashlib.sha256(body).digest() + body)
 
     def read(self, key: str) -> tuple[dict[str, NDArray[Any]], dict[str, pd.DataFrame]]:
-        """Return the arrays and tables of a block; the zip's own checksums are verified."""
+        """Return the arrays and tables of a block.
+
+        Raises
+        ------
+        FormatError
+            If it is damaged.
+        StoreError
+            If it cannot be read.
+        """
         import pandas as pd
 
-        with self.path(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
-            tables = {
-                name.removeprefix("table:"): pd.read_parquet(io.BytesIO(content[name].tobytes()))
-                for name in content.files
-                if name.startswith("table:")
-            }
-        return self.arrays(key), tables
+        pieces = self._pieces(key)
+        tables = {told["table"]: pd.read_parquet(io.BytesIO(part)) for told, part in pieces if "table" in told}
+        return _decoded(pieces), tables
 
     def arrays(self, key: str) -> dict[str, NDArray[Any]]:
-        """Return the arrays of a block without its tables."""
-        with self.path(key).open("rb") as file, np.load(file, allow_pickle=False) as content:
-            return {name.removeprefix("array:"): content[name] for name in content.files if name.startswith("array:")}
+        """Return the arrays of a block without its tables; raises as `read` does."""
+        return _decoded(self._pieces(key))
+
+    def _sound(self, content: bytes) -> bool:
+        start = len(self.MAGIC)
+        kept, body = content[start : start + 32], memoryview(content)[start + 32 :]
+        return content.startswith(self.MAGIC) and hashlib.sha256(body).digest() == kept
+
+    def _pieces(self, key: str) -> list[tuple[dict[str, Any], bytes]]:
+        try:
+            content = self.path(key).read_bytes()
+        except OSError as error:
+            raise StoreError(
+                f"Cannot read '{self.path(key)}': {error.strerror or error}.", "Run the same command again."
+            ) from error
+        if not self._sound(content):
+            raise FormatError(f"The file '{self.path(key)}' was damaged during the run.", "Run the same command again.")
+        start = len(self.MAGIC) + 32 + 4
+        at = start + int.from_bytes(content[start - 4 : start], "little")
+        pieces = []
+        for told in json.loads(content[start:at]):
+            pieces.append((told, content[at : at + told["size"]]))
+            at += told["size"]
+        return pieces
+
+
+def _decoded(pieces: list[tuple[dict[str, Any], bytes]]) -> dict[str, NDArray[Any]]:
+    import imagecodecs
+
+    arrays = {}
+    for told, part in pieces:
+        if "array" in told:
+            flat = np.frombuffer(bytearray(imagecodecs.zstd_decode(part)), dtype=told["dtype"])
+            arrays[told["array"]] = flat.reshape(told["shape"])
+    return arrays
 
 
 class RunFolder:
@@ -199,19 +275,58 @@ class RunFolder:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            held = [entry.name for entry in self.root.iterdir()]
+            held = {entry.name for entry in self.root.iterdir()}
         except OSError as error:
             raise StoreError(
                 f"Cannot use '{self.root}' as a run folder: {error.strerror or error}.", "Name another --out."
             ) from error
-        if held and "run.json" not in held:
+        if held and not held & {"run.json", lock.LOCK}:
             raise StoreError(
                 f"The folder '{self.root}' is not empty and holds no run.", "Name an empty or new folder as --out."
             )
-        if held and self.state().get("schema") != SCHEMA:
+        # A run that was killed before it could write anything leaves the lock file only.
+        if "run.json" in held and self.state().get("schema") != SCHEMA:
             raise StoreError(
                 f"The folder '{self.root}' was written by another version of histoquant.", "Name a new --out."
             )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Claim the folder and keep every other run out of it; what killed writers left is swept away.
+
+        Raises
+        ------
+        StoreError
+            As `claim`, and if another run works in the folder.
+        """
+        self.claim()
+        with lock.locked(self.root):
+            try:
+                for name in (".blocks", "slides", "tables"):
+                    (self.root / name).mkdir(exist_ok=True)
+            except OSError as error:
+                raise StoreError(
+                    f"Cannot write in '{self.root}': {error.strerror or error}.",
+                    "Make room or give write permission, then run the same command again.",
+                ) from error
+            self.sweep()
+            shutil.rmtree(self.blocks.folder / "damaged", ignore_errors=True)
+            try:
+                yield
+            finally:
+                self.sweep()
+
+    def sweep(self) -> None:
+        """Remove unfinished files of writers that were killed. Only for who holds the folder."""
+        for pattern in ("", "tables/", "slides/*/", ".blocks/*/"):
+            for path in self.root.glob(f"{pattern}.*"):
+                if _LEFTOVER.fullmatch(path.name):
+                    with contextlib.suppress(OSError):
+                        path.unlink(missing_ok=True)
+
+    def holder(self) -> Holder | None:
+        """Return which process works in the folder now; None when none does."""
+        return lock.holder(self.root)
 
     def clear(self) -> None:
         """Remove everything an earlier run made; nothing else can be in the folder (see `claim`).
@@ -220,6 +335,7 @@ class RunFolder:
         """
         for name in (".blocks", "slides", "tables"):
             shutil.rmtree(self.root / name, ignore_errors=True)
+            (self.root / name).mkdir(exist_ok=True)
         for name in ("failures.csv", "report.html"):
             (self.root / name).unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -13,19 +14,18 @@ from histoquant import registry
 from histoquant.analysis.background import Background, estimate, find_tissue, outline
 from histoquant.analysis.compiled import compiled
 from histoquant.analysis.filters import gauss, opened
-from histoquant.errors import InputError
 from histoquant.model.panel import bound, channel_of
 from histoquant.model.recipe import BackgroundSettings, Recipe, Segment, plugin_parameters
 from histoquant.model.slide import Box, Slide
+from histoquant.picture import COARSE_UM, Picture, block_means, flat_pixels, look
+from histoquant.threads import in_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydantic import BaseModel
 
-COARSE_UM = 2.0
 SAMPLE_PX = 768
 MAX_SAMPLES = 48
-BAND_PX = 512
 
 SPECK_UM = 3.5
 """Narrower than a nucleus of any neuron or glial cell, wider than specks of lipofuscin and their clusters."""
@@ -56,6 +56,8 @@ class Survey:
         Outline of the tissue in um (x, y), well-known binary.
     notes : tuple of str
         What was estimated, and what a person should know.
+    picture : Picture or None
+        The slide as the survey saw it; kept apart from the rest.
     """
 
     channels: tuple[str, ...]
@@ -65,6 +67,7 @@ class Survey:
     segmenter: dict[str, Any]
     tissue_wkb: bytes
     notes: tuple[str, ...]
+    picture: Picture | None = None
 
     @property
     def tissue(self) -> Any:
@@ -126,70 +129,36 @@ def survey(slide: Slide, recipe: Recipe) -> Survey:
     wanted = {str(channel_of(name, marker)) for name, marker in panel.items()}
     indices = tuple(index for index, channel in enumerate(slide.channels) if channel in wanted)
     channels = tuple(slide.channels[index] for index in indices)
-    coarse, coarse_px = shrink(slide, indices, recipe.segment, coarse_um=COARSE_UM)
-    tissue_mask = find_tissue(coarse, coarse_px * pixel_size_um)
+    coarse, picture = look(slide, indices, recipe.segment)
+    tissue_mask = find_tissue(picture.means, picture.px * pixel_size_um)
     background = estimate(
-        coarse, coarse_px, pixel_size_um=pixel_size_um, settings=recipe.background, tissue=tissue_mask
+        coarse, picture.px, pixel_size_um=pixel_size_um, settings=recipe.background, tissue=tissue_mask
     )
-    boxes = _sample_boxes(slide.shape, tissue_mask, coarse_px)
-    raw = [flat_pixels(slide, box, indices, recipe.segment) for box in boxes]
-    noise = _noise(raw, boxes, background)
-
     segmented = segmented_channels(recipe, panel, channels)
-    samples = [
-        normalised(part, box, background, segmented, pixel_size_um)[None, None]
-        for part, box in zip(raw, boxes, strict=True)
-    ]
-    params, estimated = resolved_segmenter(recipe.segment, samples, pixel_size_um)
+
+    def sample(box: Box) -> tuple[NDArray[np.float32], list[NDArray[Any]]]:
+        raw = flat_pixels(slide, box, indices, recipe.segment)
+        image = normalised(raw, box, background, segmented, pixel_size_um)
+        return image[None, None], _below(raw, box, background)
+
+    samples, below = zip(*in_order(sample, _sample_boxes(slide.shape, tissue_mask, picture.px)), strict=True)
+    noise = _noise(below, least=0.5 if slide.dtype.kind in "iu" else 0.0)
+    params, estimated = resolved_segmenter(recipe.segment, list(samples), pixel_size_um)
     notes = [f"{name} was not given and is estimated as {value:.4g}" for name, value in estimated.items()]
     notes += [
         f"channel '{channel}' holds one and the same value everywhere"
-        for channel, image in zip(channels, coarse, strict=True)
+        for channel, image in zip(channels, picture.means, strict=True)
         if image.min() == image.max()
     ]
     if slide.n_planes > 1:
         notes.append(f"{slide.n_planes} focal planes were projected to one ({recipe.segment.z})")
-    tissue = outline(tissue_mask, coarse_px * pixel_size_um)
-    return Survey(channels, indices, background, noise, params, shapely.to_wkb(tissue), tuple(notes))
+    tissue = outline(tissue_mask, picture.px * pixel_size_um)
+    return Survey(channels, indices, background, noise, params, shapely.to_wkb(tissue), tuple(notes), picture)
 
 
 def segmented_channels(recipe: Recipe, panel: Any, channels: tuple[str, ...]) -> tuple[int, ...]:
     """Return which of the surveyed channels are segmented together."""
     return tuple(channels.index(str(channel_of(name, panel[name]))) for name in recipe.segmented)
-
-
-def flat_pixels(slide: Slide, box: Box, indices: tuple[int, ...], segment: Segment, level: int = 0) -> NDArray[Any]:
-    """Read a box as one plane per channel.
-
-    Returns
-    -------
-    (c, y, x) array; float32 when planes were averaged, else of the slide's type
-
-    Raises
-    ------
-    InputError
-        If pixels are NaN or infinite, or the plane asked for does not exist.
-    """
-    pixels = slide.read(box, channels=indices, level=level)
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise InputError(
-            f"Slide '{slide.name}': {int((~np.isfinite(pixels)).sum())} pixel(s) near row {box.y0}, column {box.x0} "
-            "are NaN or infinite.",
-            "Export the image again with numbers everywhere.",
-        )
-    if pixels.shape[1] == 1:
-        return np.asarray(pixels[:, 0])
-    if segment.z == "max":
-        return np.asarray(pixels.max(axis=1))
-    if segment.z == "mean":
-        return np.asarray(pixels.mean(axis=1, dtype=np.float64), dtype=np.float32)
-    if not 0 <= segment.z < pixels.shape[1]:
-        raise InputError(
-            f"Slide '{slide.name}': no focal plane {segment.z}; it has 0 to {pixels.shape[1] - 1}.",
-            "Correct z under [segment] in the recipe.",
-        )
-    plane: NDArray[Any] = pixels[:, segment.z]
-    return plane
 
 
 def normalised(
@@ -220,7 +189,7 @@ def alone(raw: NDArray[Any], pixel_size_um: float, settings: BackgroundSettings)
     For arrays that are no slide: benchmarks, training, notebooks.
     """
     factor = min(max(1, int(COARSE_UM / pixel_size_um)), *raw.shape)
-    coarse = _block_means(raw[np.newaxis], factor)
+    coarse = block_means(raw[np.newaxis], factor)
     told = estimate(coarse, factor, pixel_size_um=pixel_size_um, settings=settings)
     return _scaled(raw, told.at(Box(0, raw.shape[0], 0, raw.shape[1]), 0), told.scale[0])
 
@@ -234,42 +203,6 @@ def _scaled(raw: NDArray[Any], background: NDArray[np.float32], scale: np.float3
         for x in range(raw.shape[1]):
             out[x] = (np.float32(row[x]) - under[x]) / scale
     return result
-
-
-def shrink(
-    slide: Slide, indices: tuple[int, ...], segment: Segment, *, coarse_um: float
-) -> tuple[NDArray[np.float32], float]:
-    """Return the whole slide by block means at about a given pixel size, read band by band.
-
-    The smallest pyramid level that is still fine enough is read; without a pyramid the full resolution is.
-
-    Returns
-    -------
-    (c, y, x) float32, and how many full-resolution pixels one of its pixels spans
-    """
-    wanted = coarse_um / slide.pixel_size_um
-    level = max((i for i in range(len(slide.levels)) if slide.downsample(i) <= max(1.0, wanted)), key=slide.downsample)
-    height, width = (int(n) for n in slide.levels[level].shape[2:])
-    factor = min(max(1, int(wanted / slide.downsample(level))), height, width)
-    step = max(1, BAND_PX // factor) * factor
-    bands = []
-    for y0 in range(0, height, step):
-        box = Box(y0, min(y0 + step, height), 0, width)
-        bands.append(_block_means(flat_pixels(slide, box, indices, segment, level), factor))
-    return np.concatenate(bands, axis=1), factor * slide.downsample(level)
-
-
-def _block_means(pixels: NDArray[Any], factor: int) -> NDArray[np.float32]:
-    """Return means over blocks of ``factor`` x ``factor``; blocks at the image's edge are means of what is there."""
-    if factor == 1:
-        return pixels.astype(np.float32)
-    rows = np.arange(0, pixels.shape[1], factor)
-    columns = np.arange(0, pixels.shape[2], factor)
-    sums = np.add.reduceat(np.add.reduceat(pixels, rows, axis=1, dtype=np.float64), columns, axis=2)
-    heights = np.diff([*rows, pixels.shape[1]])
-    widths = np.diff([*columns, pixels.shape[2]])
-    means: NDArray[np.float32] = (sums / np.outer(heights, widths)).astype(np.float32)
-    return means
 
 
 def _sample_boxes(shape: tuple[int, int], tissue: NDArray[np.bool_], coarse_px: float) -> list[Box]:
@@ -291,26 +224,32 @@ def _sample_boxes(shape: tuple[int, int], tissue: NDArray[np.bool_], coarse_px: 
     return [inside[index] for index in chosen]
 
 
-def _noise(raw: list[NDArray[Any]], boxes: list[Box], background: Background) -> NDArray[np.float32]:
+def _below(raw: NDArray[Any], box: Box, background: Background) -> list[NDArray[Any]]:
+    """Return, for each channel, how far pixels of a box lie below the background: every other row and column."""
+    below = []
+    for channel, plane in enumerate(raw):
+        above = (plane[::2, ::2] - background.at(box, channel)[::2, ::2]).ravel()
+        below.append(-above[above <= 0])
+    return below
+
+
+def _noise(below: Sequence[list[NDArray[Any]]], *, least: float) -> NDArray[np.float32]:
     """Return the standard deviation of background pixels per channel.
 
     Pixels below the background are background and nothing else, so the spread of that side is taken.
+
+    Parameters
+    ----------
+    below : what `_below` gave for each box
+    least : float
+        0.5 grey levels is the least a digitised image can tell.
     """
     spread = []
-    for channel in range(len(background.scale)):
-        below = []
-        for part, box in zip(raw, boxes, strict=True):
-            above = (part[channel][::2, ::2] - background.at(box, channel)[::2, ::2]).ravel()
-            below.append(-above[above <= 0])
-        values = np.concatenate(below)
-        # The 68.27th percentile of a half-normal is its standard deviation; 0.5 grey levels is the least a
-        # digitised image can tell.
-        spread.append(max(float(np.percentile(values, 68.27)) if len(values) else 0.0, 0.5 if _whole(raw) else 0.0))
+    for parts in zip(*below, strict=True):
+        values = np.concatenate(parts)
+        # The 68.27th percentile of a half-normal is its standard deviation.
+        spread.append(max(float(np.percentile(values, 68.27)) if len(values) else 0.0, least))
     return np.asarray(spread, dtype=np.float32)
-
-
-def _whole(raw: list[NDArray[Any]]) -> bool:
-    return raw[0].dtype.kind in "iu"
 
 
 def resolved_segmenter(
@@ -335,6 +274,13 @@ def segmenter_parameters(segment: Segment) -> BaseModel:
     if segment.diameter_um is not None and "diameter_um" in params.model_fields:
         given["diameter_um"] = segment.diameter_um
     return plugin_parameters(params, given, where=f"[segment] of segmenter '{segment.segmenter}'")
+
+
+def segmenter_fingerprint(segment: Segment) -> str:
+    """Return which segmenter with which weights finds the nuclei; part of the key of all that is measured."""
+    told = registry.fingerprint_of("segmenter", segment.segmenter)
+    cls = registry.load("segmenter", segment.segmenter)
+    return f"{told} {cls(segmenter_parameters(segment)).weights_sha256}" if hasattr(cls, "weights_sha256") else told
 
 
 @lru_cache(maxsize=4)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from histoquant.analysis.background import estimate, find_tissue, outline
+from histoquant.analysis.background import Background, _stood_out, estimate, find_tissue, outline
 from histoquant.errors import InputError
 from histoquant.model.recipe import BackgroundSettings
 from histoquant.model.slide import Box
@@ -196,3 +196,25 @@ def test_outline_is_in_um_x_first_and_keeps_the_area():
     assert full.bounds == (0, 0, 100, 60)
     assert full.area == 6000
     assert outline(np.zeros((3, 3), dtype=bool), COARSE_UM).is_empty
+
+
+@pytest.mark.parametrize("sigma", [0.4, 2.5])
+def test_a_channel_that_is_known_throughout_is_smoothed_as_one_that_is_not(sigma):
+    """To the last bit: the weight of known pixels is then one number, which need not be found for each."""
+    channel = np.random.default_rng(4).normal(300, 40, (90, 110)).astype(np.float32)
+    weight = ndimage.gaussian_filter(np.ones(channel.shape), sigma, mode="nearest")
+    smooth = ndimage.gaussian_filter(channel.astype(np.float64), sigma, mode="nearest") / weight
+    dark, bright = np.percentile(smooth, [1, 99.9])
+    expected = np.maximum(smooth - dark, 0) / ((bright - dark) / 100)
+    assert np.array_equal(_stood_out(channel, sigma), expected)
+    channel[0, 0] = np.nan
+    assert not np.array_equal(_stood_out(channel, sigma), expected)
+
+
+def test_points_have_what_a_box_has_to_the_last_bit():
+    rng = np.random.default_rng(3)
+    told = Background(rng.normal(200, 30, (2, 4, 5)).astype(np.float32), 33.3, np.ones(2), np.ones(2))
+    box = Box(7, 171, 11, 190)
+    y, x = rng.integers((box.y0, box.x0), (box.y1, box.x1), (500, 2)).T
+    for channel in (0, 1):
+        np.testing.assert_array_equal(told.at_points(y, x, channel), told.at(box, channel)[y - box.y0, x - box.x0])

@@ -153,3 +153,18 @@ def test_groups_are_means_over_animals_compared_with_the_reference():
     assert groups.loc["treated", "percent_change_density"] == pytest.approx(100 * (15 / 90 - 1))
     assert np.isnan(groups.loc["vehicle", "percent_change_fraction"])
     assert groups.loc["vehicle", "n_animals"] == 2
+
+
+def test_an_animal_that_failed_altogether_has_rows_and_enters_no_mean():
+    sections = sections_of(("s1", "m1", "v", 1.0, 100, 10, 0.1), ("s2", "m2", "t", 1.0, 100, 30, 0.3))
+    groups = {"m1": "v", "m2": "t", "m3": "t", "m4": "sham"}
+    animals = count_animals(sections, failed={"m3": 2, "m4": 1}, groups=groups).set_index("animal")
+    assert list(animals.index) == ["m1", "m2", "m3", "m4"]
+    assert list(animals.loc["m3", ["n_sections", "n_sections_failed", "n_cells"]]) == [0, 2, 0]
+    assert animals.loc["m3", ["fraction_positive", "density_per_mm2"]].isna().all()
+    table = count_groups(animals.reset_index(), reference_group="v").set_index("group")
+    assert list(table.loc["t", ["n_animals", "n_sections", "fraction_positive"]]) == [1, 1, 0.3]
+    assert table.loc["t", "flags"] == "m3 incomplete: 2 section(s) failed"
+    assert table.loc["sham", "n_animals"] == 0
+    assert np.isnan(table.loc["sham", "fraction_positive"])
+    assert table.loc["v", "flags"] == ""

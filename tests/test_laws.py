@@ -136,7 +136,7 @@ def digests(out: Path) -> dict[str, str]:
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(files)
-        if path.name not in ("run.json", "report.html")
+        if path.name not in ("run.json", "report.html", "log.txt", ".lock")
     }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from histoquant import ometiff
+from histoquant import ometiff, threads
 from histoquant.errors import InputError, StoreError
 from histoquant.ometiff import BAND_PX, write_ome_tiff
 
@@ -140,3 +140,42 @@ def test_what_cannot_be_said_in_the_file_is_refused(tmp_path, wrong):
 def test_a_missing_folder_is_a_store_error(tmp_path):
     with pytest.raises(StoreError, match="could not be written"):
         written(tmp_path / "nowhere" / "a.ome.tif", image("uint8"))
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_the_number_of_threads_changes_no_byte(tmp_path, monkeypatch, labels):
+    pixels = image("uint32", (1, 2300, 2100))
+    pixels[:, :1000, 300:1900] = 0  # tiles of nothing, too
+    files = []
+    for cores in (1, 2, 16):
+        monkeypatch.setattr(threads, "available_cores", lambda cores=cores: cores)
+        files.append(written(tmp_path / f"{cores}.ome.tif", pixels, labels=labels).read_bytes())
+    assert files[0] == files[1] == files[2]
+    assert np.array_equal(tifffile.imread(tmp_path / "16.ome.tif"), pixels[0])
+
+
+def test_a_band_may_be_filled_again_for_the_next(tmp_path):
+    """Nothing of a band is kept as a view: the same memory serves for all."""
+    pixels = image("uint16", (2, 2300, 1100))
+    band = np.empty((2, BAND_PX, 1100), np.uint16)
+
+    def rows(y0, y1):
+        band[:] = 7
+        band[:, : y1 - y0] = pixels[:, y0:y1]
+        return band[:, : y1 - y0]
+
+    for labels in (False, True):
+        once = written(tmp_path / "a.ome.tif", pixels, labels=labels).read_bytes()
+        again = tmp_path / "b.ome.tif"
+        write_ome_tiff(again, pixels.shape, "uint16", rows, pixel_size_um=0.325, channels=["c0", "c1"], labels=labels)
+        assert again.read_bytes() == once
+
+
+def test_a_tile_of_nothing_is_compressed_once(tmp_path, monkeypatch):
+    compressed = []
+    once = ometiff._Tiles._compressed
+    monkeypatch.setattr(ometiff._Tiles, "_compressed", lambda self, tile: compressed.append(1) or once(self, tile))
+    pixels = np.zeros((1, 4 * BAND_PX, 4 * BAND_PX), np.uint32)
+    pixels[0, 700, 900] = 1
+    written(tmp_path / "a.ome.tif", pixels, labels=True)
+    assert len(compressed) == 3  # nothing, and the tile that holds the pixel on the two levels that show it

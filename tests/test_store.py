@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histoquant import store
-from histoquant.errors import StoreError
+from histoquant import registry, store
+from histoquant.errors import FormatError, StoreError
+from histoquant.model.recipe import Segment
 from histoquant.store import Blocks, RunFolder, content_key, sha256_of, whole_file
+from histoquant.survey import segmenter_fingerprint
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "deep" / "a.txt"
+    target = tmp_path / "new" / "a.txt"
     store.write_bytes(target, b"first")
 
     def broken():
@@ -49,16 +51,24 @@ def test_blocks_round_trip_and_damage_is_seen(tmp_path):
     assert np.array_equal(found["labels"], arrays["labels"])
     assert found["labels"].dtype == np.uint32
     pd.testing.assert_frame_equal(read["cells"], tables["cells"])
+    assert np.array_equal(blocks.arrays(key)["labels"], arrays["labels"])
     once = blocks.path(key).read_bytes()
     blocks.write(key, arrays, tables)
     assert blocks.path(key).read_bytes() == once
 
-    damaged = bytearray(once)
-    damaged[len(damaged) // 3] ^= 0xFF
-    blocks.path(key).write_bytes(damaged)
-    assert key not in blocks
+    for place in range(0, len(once), 7):
+        damaged = bytearray(once)
+        damaged[place] ^= 0x10
+        blocks.path(key).write_bytes(damaged)
+        with pytest.raises(FormatError, match="damaged"):
+            blocks.read(key)
+        assert key not in blocks
     blocks.path(key).write_bytes(once[: len(once) // 2])
     assert key not in blocks
+    assert not blocks.path(key).exists()
+    assert blocks.damaged() == [key]
+    with pytest.raises(StoreError, match="Cannot read"):
+        blocks.arrays(key)
 
 
 def test_keys_depend_on_every_part():
@@ -89,3 +99,15 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     store.write_json(fresh.root / "run.json", {"schema": 99})
     with pytest.raises(StoreError, match="another version"):
         fresh.claim()
+
+
+def test_weights_enter_the_key_of_what_a_segmenter_found(monkeypatch):
+    class Network(registry.load("segmenter", "watershed")):
+        weights_sha256 = "ab12"
+
+    plain = segmenter_fingerprint(Segment())
+    assert plain == registry.fingerprint_of("segmenter", "watershed")
+    monkeypatch.setattr(registry, "load", lambda *_: Network)
+    first = segmenter_fingerprint(Segment())
+    Network.weights_sha256 = "cd34"
+    assert len({plain, first, segmenter_fingerprint(Segment())}) == 3

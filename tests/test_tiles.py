@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from histoquant.analysis.tiles import Tile, canonical, own, plan_tiles
+from histoquant.analysis.tiles import Tile, canonical, kept, own, plan_tiles
 from histoquant.errors import InputError
 from histoquant.model.slide import Box
 
@@ -67,6 +67,46 @@ def test_numbers_do_not_depend_on_the_numbers_given():
     assert np.array_equal(canonical(labels), canonical(lut[labels]))
     firsts = [np.flatnonzero(canonical(labels).ravel() == i)[0] for i in range(1, labels.max() + 1)]
     assert firsts == sorted(firsts)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        lambda n: np.arange(n)[::-1] + 1,
+        lambda n: (np.arange(n) + 1) * 7,
+        lambda n: (np.arange(n) + 1) * 10**15,
+        lambda n: 2**64 - 1 - np.arange(n, dtype=np.uint64),
+        lambda n: (np.arange(n) + 1).astype(">i4"),
+        lambda n: (np.arange(n) + 1).astype(np.uint8),
+    ],
+)
+def test_the_number_an_object_was_given_is_told(numbers):
+    """However large the numbers are, and also where no pixel is free."""
+    labels = discs((60, 70), 12)
+    given = numbers(int(labels.max()) + 1)
+    tile = Tile(Box(0, 60, 0, 70), Box(0, 60, 0, 70))
+    for image in (np.concatenate([np.zeros(1, given.dtype), given])[labels], given[labels]):
+        found = own(image, tile, image.shape)
+        assert found.labels.dtype == np.uint32
+        assert np.array_equal(np.concatenate([np.zeros(1, given.dtype), found.given])[found.labels], image)
+        firsts = [np.argmax(found.labels.ravel() == i) for i in range(1, len(found.given) + 1)]
+        assert firsts == sorted(firsts)
+
+
+def test_objects_that_are_kept_keep_their_numbers():
+    labels = np.array([[0, 1, 1], [2, 0, 3]], dtype=np.uint32)
+    assert kept(labels, np.array([True, False, True])).tolist() == [[0, 1, 1], [0, 0, 3]]
+
+
+def test_a_centroid_far_from_the_slides_corner_is_exact():
+    """Half a pixel below the core's edge, and on it."""
+    labels = np.zeros((8, 8), dtype=np.uint32)
+    labels[3:5, 2:4] = 1
+    for y0, mine in ((10**6, False), (10**6 - 1, True)):
+        tile = Tile(Box(0, y0 + 3, 0, 8), Box(y0, y0 + 8, 0, 8))
+        assert own(labels, tile, (10**7, 8)).mine.tolist() == [False]
+        below = Tile(Box(y0 + 3 + (not mine), y0 + 8, 0, 8), Box(y0, y0 + 8, 0, 8))
+        assert own(labels, below, (10**7, 8)).mine.tolist() == [mine]
 
 
 @pytest.mark.parametrize("bad", [np.zeros((4, 4), dtype=np.float32), np.full((4, 4), -1)])

@@ -20,6 +20,7 @@ from histoquant.analysis.compiled import compiled
 from histoquant.errors import InputError
 from histoquant.model.recipe import BackgroundSettings
 from histoquant.model.slide import Box
+from histoquant.threads import in_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,17 +67,38 @@ class Background:
         -------
         (h, w) float32, intensity units of the slide
         """
-        grid = self.grid[channel].astype(np.float64)
-        top, y_weight = self._nodes(box.y0, box.y1, grid.shape[0])
-        left, x_weight = self._nodes(box.x0, box.x1, grid.shape[1])
-        right = np.minimum(left + 1, grid.shape[1] - 1)
+        top, y_weight = self._nodes(np.arange(box.y0, box.y1), self.grid.shape[1])
+        left, x_weight = self._nodes(np.arange(box.x0, box.x1), self.grid.shape[2])
+        right = np.minimum(left + 1, self.grid.shape[2] - 1)
+        first, last = (int(top[0]), int(top[-1])) if len(top) else (0, 0)
+        nodes = self.grid[channel, first : last + 2].astype(np.float64)
         # Along x once per row of nodes, along y once per pixel.
-        rows = grid[:, left] * (1 - x_weight) + grid[:, right] * x_weight
-        return _mixed(rows, top, y_weight)
+        rows = nodes[:, left] * (1 - x_weight) + nodes[:, right] * x_weight
+        return _mixed(rows, top - first, y_weight)
 
-    def _nodes(self, start: int, stop: int, n_nodes: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    def at_points(self, y: NDArray[np.integer], x: NDArray[np.integer], channel: int) -> NDArray[np.float32]:
+        """Return the background of one channel at some pixels: what `at` gives there, to the last bit.
+
+        Parameters
+        ----------
+        y, x : (n,) int
+            Full-resolution pixels of the slide.
+
+        Returns
+        -------
+        (n,) float32, intensity units of the slide
+        """
+        grid = self.grid[channel].astype(np.float64)
+        top, y_weight = self._nodes(y, grid.shape[0])
+        left, x_weight = self._nodes(x, grid.shape[1])
+        bottom, right = (np.minimum(i + 1, n - 1) for i, n in zip((top, left), grid.shape, strict=True))
+        above = grid[top, left] * (1 - x_weight) + grid[top, right] * x_weight
+        below = grid[bottom, left] * (1 - x_weight) + grid[bottom, right] * x_weight
+        return np.asarray(above * (1 - y_weight) + below * y_weight, dtype=np.float32)
+
+    def _nodes(self, pixels: NDArray[np.integer], n_nodes: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Return the node before each pixel and the weight of the next."""
-        position = np.clip((np.arange(start, stop) + 0.5) / self.step_px - 0.5, 0, n_nodes - 1)
+        position = np.clip((pixels + 0.5) / self.step_px - 0.5, 0, n_nodes - 1)
         before = np.floor(position).astype(np.intp)
         return before, position - before
 
@@ -134,14 +156,14 @@ def estimate(
     step_px = step_coarse * float(coarse_px)
     pixels = np.where(np.isfinite(coarse), coarse, np.nan).astype(np.float32)
     whole = Box(0, coarse.shape[1], 0, coarse.shape[2])
-    grids, scales, noises = [], [], []
-    for channel in pixels:
+
+    def of_channel(channel: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, float]:
         grid = _smooth(_window_percentiles(channel, step_coarse, settings.percentile, tissue))
-        residual = channel - Background(grid[np.newaxis], step_coarse, grid, grid).at(whole, 0)
-        middle, noise = _mode_and_noise(_sampled(residual))
-        grids.append(grid + np.float32(middle))
-        noises.append(noise)
-        scales.append(_range(_sampled(residual) - middle, noise))
+        residual = _sampled(channel - Background(grid[np.newaxis], step_coarse, grid, grid).at(whole, 0))
+        middle, noise = _mode_and_noise(residual)
+        return grid + np.float32(middle), _range(residual - middle, noise), noise
+
+    grids, scales, noises = zip(*in_order(of_channel, pixels), strict=True)
     return Background(
         np.stack(grids).astype(np.float32),
         step_px,
@@ -267,8 +289,11 @@ def find_tissue(coarse: NDArray[np.floating[Any]], coarse_um: float) -> NDArray[
         raise InputError(f"A survey of shape {coarse.shape} is not (c, y, x).", "Give at least one pixel.")
     shape = coarse.shape[1:]
     everywhere = np.ones(shape, dtype=bool)
-    brightness = np.maximum.reduce([_stood_out(channel, SMOOTH_UM / coarse_um) for channel in coarse])
-    level = np.log(brightness + 2)  # 2 % of the range: less is the skirt of blur around the tissue
+    level = _stood_out(coarse[0], SMOOTH_UM / coarse_um)
+    for channel in coarse[1:]:
+        np.maximum(level, _stood_out(channel, SMOOTH_UM / coarse_um), out=level)
+    level += 2  # 2 % of the range: less is the skirt of blur around the tissue
+    np.log(level, out=level)
     threshold = _glass_threshold(level)
     if threshold is None:
         return everywhere
@@ -319,17 +344,26 @@ def _stood_out(channel: NDArray[np.floating[Any]], sigma: float) -> NDArray[np.f
     known = np.isfinite(channel)
     if not known.any():
         return np.zeros(channel.shape)
-    weight = ndimage.gaussian_filter(known.astype(np.float64), sigma, mode="nearest")
-    smooth = ndimage.gaussian_filter(np.where(known, channel, 0).astype(np.float64), sigma, mode="nearest")
-    smooth = np.where(weight > 1e-3, smooth / np.maximum(weight, 1e-3), np.nan)
-    sample = smooth[np.isfinite(smooth)]
-    dark, bright = np.percentile(sample, [1, 99.9])
+    whole = bool(known.all())
+    # Where all is known, the weight is that of a single pixel everywhere.
+    weight = ndimage.gaussian_filter(
+        known[:1, :1].astype(float) if whole else known.astype(float), sigma, mode="nearest"
+    )
+    smooth = np.where(known, channel, 0).astype(np.float64)
+    for axis in (0, 1):  # as gaussian_filter does, without a copy of the slide for each axis
+        ndimage.gaussian_filter1d(smooth, sigma, axis=axis, mode="nearest", output=smooth)
+    smooth /= np.maximum(weight, 1e-3)
+    if not whole:
+        smooth[weight <= 1e-3] = np.nan
+    dark, bright = np.percentile(smooth if whole else smooth[np.isfinite(smooth)], [1, 99.9])
     # Below a hundredth of the channel's range nothing can be told from shading and camera noise.
     unit = (bright - dark) / 100
     if unit <= 1e-6 * abs(bright):
         return np.zeros(channel.shape)
-    above: NDArray[np.float64] = np.nan_to_num(np.maximum(smooth - dark, 0) / unit, nan=0.0)
-    return above
+    smooth -= dark
+    np.maximum(smooth, 0, out=smooth)
+    smooth /= unit
+    return np.nan_to_num(smooth, copy=False, nan=0.0)
 
 
 def _glass_threshold(values: NDArray[np.float64]) -> float | None:

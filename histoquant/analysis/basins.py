@@ -43,85 +43,105 @@ def local_basins(
         Flat index of the summit of labels 1..n, increasing.
     """
     width = mask.shape[1] + 2
-    pixels, levels = _inside(np.ascontiguousarray(mask), height)
-    basin, summits = _basins(levels, pixels, width)
+    levels = _levels(np.ascontiguousarray(mask), height)
+    pixels = np.empty(int(np.count_nonzero(mask)), dtype=np.int32)
+    basin = _towards(levels, pixels)
+    levels, basin = levels.ravel(), basin.ravel()
+    summits = _follow(basin, pixels, width)
     cluster = np.arange(len(summits), dtype=np.int32)
     for _ in range(rounds):
         if not _join(basin, levels, pixels, summits, cluster, width, np.float32(join)):
             break
     roots = cluster == np.arange(len(cluster))
-    number = np.concatenate([[0], roots.cumsum()[cluster]]).astype(np.uint32)
+    number = np.concatenate([[0], roots.cumsum()[cluster]]).astype(np.int32)
     _rename(basin, pixels, number)
     row, column = np.divmod(summits[roots].astype(np.intp), width)
-    return basin.reshape(-1, width)[1:-1, 1:-1], (row - 1) * mask.shape[1] + column - 1
+    labels = basin.view(np.uint32).reshape(-1, width)[1:-1, 1:-1]
+    return labels, (row - 1) * mask.shape[1] + column - 1
 
 
 @compiled
-def _inside(mask: NDArray[np.bool_], height: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return the places of a mask, and the heights there; -inf elsewhere.
-
-    Both are of the image with a rim of one pixel, flat, so that every pixel has 8 neighbours.
-    """
+def _levels(mask: NDArray[np.bool_], height: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the heights within a mask and -inf elsewhere, with a rim of one pixel: every pixel has 8 neighbours."""
     n_rows, n_columns = mask.shape
-    width = n_columns + 2
-    levels = np.full((n_rows + 2) * width, -np.inf, dtype=np.float32)
-    n = 0
+    ground = np.float32(-np.inf)
+    levels = np.empty((n_rows + 2, n_columns + 2), dtype=np.float32)
+    levels[0], levels[n_rows + 1], levels[:, 0], levels[:, n_columns + 1] = ground, ground, ground, ground
     for y in range(n_rows):
-        row = mask[y]
+        row, source, out = mask[y], height[y], levels[y + 1][1 : n_columns + 1]
         for x in range(n_columns):
-            n += row[x]
-    pixels = np.empty(n, dtype=np.int32)
+            out[x] = source[x] if row[x] else ground
+    return levels
+
+
+@compiled
+def _towards(levels: NDArray[np.float32], pixels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Point each pixel at the highest of its neighbours, itself included, and list the pixels in raster order.
+
+    Returns
+    -------
+    (y, x) int32
+        Steps in the flat image less ``width + 2``, so that a pixel that points is below 0, and 0 off the mask.
+    """
+    n_rows, width = levels.shape
+    inner = width - 2
+    towards = np.zeros((n_rows, width), dtype=np.int32)
+    ground, back = np.float32(-np.inf), width + 2
     n = 0
-    for y in range(n_rows):
-        row, source, start = mask[y], height[y], (y + 1) * width + 1
-        for x in range(n_columns):
-            if row[x]:
+    for y in range(1, n_rows - 1):
+        above, here, below, out = levels[y - 1], levels[y], levels[y + 1], towards[y][1 : inner + 1]
+        a0, a1, a2 = above[:inner], above[1 : inner + 1], above[2:]
+        b0, b1, b2 = here[:inner], here[1 : inner + 1], here[2:]
+        c0, c1, c2 = below[:inner], below[1 : inner + 1], below[2:]
+        for x in range(inner):
+            # In raster order and ">=": of equal heights the last wins. Spelt out, so that it runs on many at a time.
+            top, best = a0[x], -width - 1
+            best, top = (-width, a1[x]) if a1[x] >= top else (best, top)
+            best, top = (1 - width, a2[x]) if a2[x] >= top else (best, top)
+            best, top = (-1, b0[x]) if b0[x] >= top else (best, top)
+            best, top = (0, b1[x]) if b1[x] >= top else (best, top)
+            best, top = (1, b2[x]) if b2[x] >= top else (best, top)
+            best, top = (width - 1, c0[x]) if c0[x] >= top else (best, top)
+            best, top = (width, c1[x]) if c1[x] >= top else (best, top)
+            best, top = (width + 1, c2[x]) if c2[x] >= top else (best, top)
+            out[x] = best - back if b1[x] > ground else 0
+        start = y * width + 1
+        for x in range(inner):
+            if out[x]:
                 pixels[n] = start + x
                 n += 1
-                levels[start + x] = source[x]
-    return pixels, levels
+    return towards
 
 
 @compiled
-def _basins(
-    levels: NDArray[np.float32], pixels: NDArray[np.int32], width: int
-) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
-    """Return the basin of each place, from 1 in raster order of the summits, and the summits' places."""
-    basin = np.zeros(len(levels), dtype=np.uint32)
-    towards = np.zeros(len(levels), dtype=np.int8)
-    # Neighbours in raster order and ">=": of equal heights the last in raster order wins.
-    offsets = np.array([-width - 1, -width, -width + 1, -1, 0, 1, width - 1, width, width + 1], dtype=np.int64)
-    summits = np.empty(1024, dtype=np.int32)
+def _follow(basin: NDArray[np.int32], pixels: NDArray[np.int32], width: int) -> NDArray[np.int32]:
+    """Put the number of its summit, from 1 in raster order, in place of where each pixel points; return the summits."""
+    back = width + 2
     n = 0
     for p in pixels:
-        best, highest = 0, np.float32(-np.inf)
-        for k in range(9):
-            level = levels[p + offsets[k]]
-            if level >= highest:
-                best, highest = k, level
-        # Beside a pixel that is -inf itself only the ground may tie; it is a summit then.
-        if best == 4 or highest == -np.inf:
-            if n == len(summits):
-                summits = np.append(summits, np.empty_like(summits))
+        n += basin[p] == -back
+    summits = np.empty(n, dtype=np.int32)
+    n = 0
+    for p in pixels:
+        if basin[p] == -back:
             summits[n] = p
             n += 1
             basin[p] = n
-            best = 4
-        towards[p] = best
     for p in pixels:
         end = np.int64(p)
-        while basin[end] == 0:
-            end += offsets[towards[end]]
+        while basin[end] < 0:
+            end += basin[end] + back
         found, step = basin[end], np.int64(p)
-        while basin[step] == 0:
+        while basin[step] < 0:
+            further = step + basin[step] + back
             basin[step] = found
-            step += offsets[towards[step]]
-    return basin, summits[:n].copy()
+            step = further
+    return summits
 
 
 @compiled
 def _join(
-    basin: NDArray[np.uint32],
+    basin: NDArray[np.int32],
     levels: NDArray[np.float32],
     pixels: NDArray[np.int32],
     summits: NDArray[np.int32],
@@ -174,7 +194,7 @@ def _join(
 
 
 @compiled
-def _rename(basin: NDArray[np.uint32], pixels: NDArray[np.int32], number: NDArray[np.uint32]) -> None:
+def _rename(basin: NDArray[np.int32], pixels: NDArray[np.int32], number: NDArray[np.int32]) -> None:
     """Put each place's number instead of its basin's."""
     for p in pixels:
         basin[p] = number[basin[p]]

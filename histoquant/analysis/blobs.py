@@ -9,6 +9,7 @@ import numpy as np
 
 from histoquant.analysis.compiled import compiled
 from histoquant.analysis.filters import blob_answer, gauss
+from histoquant.threads import in_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,22 +29,7 @@ def typical_blob(planes: list[NDArray[np.float32]], noise: float) -> tuple[float
     strength are left out; the typical one is a median by area and root of strength, so that neither many specks nor
     little bright debris decides.
     """
-    found = [np.empty((3, 0))]
-    for plane in planes:
-        for octave in OCTAVES_PX:
-            factor = max(1, octave // 8)
-            small = _shrunk(plane, factor)
-            if min(small.shape) < 8:
-                break
-            scales = octave / factor * 2.0 ** (np.arange(-1, 4) / 3)
-            sigmas = scales / math.sqrt(8)
-            answer = np.stack([blob_answer(small, s, TRUNCATE) for s in sigmas])
-            floor = np.maximum(NOISE_FACTOR * noise / factor / (math.sqrt(2 * math.pi) * sigmas), 1e-3)
-            for k in (1, 2, 3):  # the first and last scale only tell whether their neighbours are maxima
-                blob = _tops(answer[k - 1 : k + 2], floor[k])
-                height = answer[k][blob]
-                light = np.maximum(gauss(small, sigmas[k] / 2, TRUNCATE)[blob], height)
-                found.append(np.stack([np.full(len(height), scales[k] * factor), light, height**2 / light]))
+    found = [np.empty((3, 0)), *in_order(lambda plane: _blobs(plane, noise), planes)]
     diameter, brightness, strength = np.concatenate(found, axis=1)
     if not len(diameter):
         return None
@@ -91,3 +77,23 @@ def median_diameter(labels: list[NDArray[np.uint32]]) -> float | None:
     areas = np.concatenate([np.bincount(part.ravel())[1:] for part in labels])
     diameters = 2 * np.sqrt(areas / math.pi)
     return weighted_median(diameters, diameters) if len(areas) else None
+
+
+def _blobs(plane: NDArray[np.float32], noise: float) -> NDArray[np.float64]:
+    """Return diameter in pixels, brightness and strength of each blob of a plane."""
+    found = [np.empty((3, 0))]
+    for octave in OCTAVES_PX:
+        factor = max(1, octave // 8)
+        small = _shrunk(plane, factor)
+        if min(small.shape) < 8:
+            break
+        scales = octave / factor * 2.0 ** (np.arange(-1, 4) / 3)
+        sigmas = scales / math.sqrt(8)
+        answer = np.stack([blob_answer(small, s, TRUNCATE) for s in sigmas])
+        floor = np.maximum(NOISE_FACTOR * noise / factor / (math.sqrt(2 * math.pi) * sigmas), 1e-3)
+        for k in (1, 2, 3):  # the first and last scale only tell whether their neighbours are maxima
+            blob = _tops(answer[k - 1 : k + 2], floor[k])
+            height = answer[k][blob]
+            light = np.maximum(gauss(small, sigmas[k] / 2, TRUNCATE)[blob], height)
+            found.append(np.stack([np.full(len(height), scales[k] * factor), light, height**2 / light]))
+    return np.concatenate(found, axis=1)

@@ -2,6 +2,9 @@
 
 A compiled loop adds in the order it is written, so that a pixel's value does not depend on where a crop begins, on
 the processor, or on how many run: no fused or reordered arithmetic is allowed.
+
+The machine code that is kept is made anew when the file of its loop changes, not when a loop in another file does that
+it calls: loops call loops of their own file only.
 """
 
 from __future__ import annotations

@@ -175,7 +175,13 @@ def sensitivity(
     return shaped(pd.concat(parts), SENSITIVITY)
 
 
-def count_animals(sections: pd.DataFrame, *, failed: Mapping[str, int] | None = None) -> pd.DataFrame:
+def count_animals(
+    sections: pd.DataFrame,
+    *,
+    failed: Mapping[str, int] | None = None,
+    groups: Mapping[str, str] | None = None,
+    waiting: Mapping[str, int] | None = None,
+) -> pd.DataFrame:
     """Sum sections to animals: every rate is a ratio of sums.
 
     Parameters
@@ -184,7 +190,13 @@ def count_animals(sections: pd.DataFrame, *, failed: Mapping[str, int] | None = 
         Rows of `count_regions` of all slides, controls left out.
     failed : animal -> number of sections
         Sections that could not be analysed; their animals are flagged as incomplete.
+    groups : animal -> group
+        Of all animals of the study. One that failed altogether has rows with 0 sections and no rates.
+    waiting : animal -> number of sections
+        Sections that are still to come; their animals are flagged as incomplete too.
     """
+    import pandas as pd
+
     if sections.empty:
         return empty(ANIMALS)
     keys = ["animal", "group", "region", "marker"]
@@ -206,10 +218,16 @@ def count_animals(sections: pd.DataFrame, *, failed: Mapping[str, int] | None = 
     table["density_per_mm2"] = _ratio(table["n_positive"], table["area_mm2"])
     table["percent_area"] = 100 * _ratio(table["area_positive_mm2"], table["area_mm2"])
     missing = dict(failed or {})
+    absent = [(a, g) for a, g in (groups or {}).items() if a in missing and a not in set(table["animal"])]
+    if absent:
+        where = table[["region", "marker"]].drop_duplicates()
+        nothing = dict.fromkeys(("n_sections", "n_cells", "n_positive", "area_mm2"), 0) | {"flags": ""}
+        table = pd.concat([table, *(where.assign(animal=a, group=g, **nothing) for a, g in absent)], ignore_index=True)
     table["n_sections_failed"] = [missing.get(animal, 0) for animal in table["animal"]]
+    reasons = ((missing, "failed"), (dict(waiting or {}), "still to come"))
     table["flags"] = [
-        _joined([flags, f"incomplete: {n} section(s) failed" if n else ""])
-        for flags, n in zip(table["flags"], table["n_sections_failed"], strict=True)
+        _joined([flags, *(f"incomplete: {n[animal]} section(s) {why}" for n, why in reasons if n.get(animal))])
+        for flags, animal in zip(table["flags"], table["animal"], strict=True)
     ]
     return shaped(table.drop(columns=["numerator", "denominator", "area_positive_mm2"]), ANIMALS)
 
@@ -219,8 +237,13 @@ def count_groups(animals: pd.DataFrame, *, reference_group: str) -> pd.DataFrame
     if animals.empty:
         return empty(GROUPS)
     keys = ["group", "region", "marker"]
-    table = animals.groupby(keys, sort=False, as_index=False).agg(
-        n_animals=("animal", "nunique"),
+    flags = [
+        _joined([flags.replace("incomplete:", f"{animal} incomplete:")])
+        for animal, flags in zip(animals["animal"], animals["flags"], strict=True)
+    ]
+    named = animals.assign(flags=flags, analysed=animals["n_sections"] > 0)
+    table = named.groupby(keys, sort=False, as_index=False).agg(
+        n_animals=("analysed", "sum"),
         n_sections=("n_sections", "sum"),
         area_mm2=("area_mm2", "sum"),
         n_cells=("n_cells", "sum"),

@@ -16,6 +16,9 @@ from histoquant.analysis.compiled import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+STRETCH_PX = 64
+"""Pixels looked at together where most stretches hold no change: many at a time, which a search one by one is not."""
+
 
 def gauss(image: NDArray[np.float32], sigma: float, truncate: float) -> NDArray[np.float32]:
     """Return an image smoothed by a Gaussian that is cut off at ``truncate`` standard deviations.
@@ -203,56 +206,37 @@ def without_holes(mask: NDArray[np.bool_], extent: float) -> NDArray[np.bool_]:
     A hole is ground connected along rows and columns; a gap at the image's rim is none.
     """
     height, width = mask.shape
-    # Runs of ground row by row; each points to an earlier one of its component, and the root knows the extent.
-    most = 1024
-    first, last, line = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.int32)
-    parent, top, left, right = (
-        np.empty(most, np.int32),
-        np.empty(most, np.int32),
-        np.empty(most, np.int32),
-        np.empty(most, np.int32),
-    )
-    bottom = np.empty(most, np.int32)
-    n, before, row_start = 0, 0, 0
-    for y in range(height):
-        before, row_start = row_start, n
-        x = 0
-        row = mask[y]
-        while x < width:
-            if row[x]:
-                x += 1
-                continue
-            start = x
-            while x < width and not row[x]:
-                x += 1
-            if n == most:
-                more = np.empty(most, np.int32)
-                first, last, line = np.append(first, more), np.append(last, more), np.append(line, more)
-                parent, top, bottom = np.append(parent, more), np.append(top, more), np.append(bottom, more)
-                left, right = np.append(left, more), np.append(right, more)
-                most *= 2
-            first[n], last[n], line[n], parent[n] = start, x - 1, y, n
-            top[n], bottom[n], left[n], right[n] = y, y, start, x - 1
-            n += 1
-        above = before
-        for run in range(row_start, n):
-            while above < row_start and last[above] < first[run]:
-                above += 1
-            other = above
-            while other < row_start and first[other] <= last[run]:
-                a, b = run, other
-                while parent[a] != a:
-                    parent[a] = parent[parent[a]]
-                    a = parent[a]
-                while parent[b] != b:
-                    parent[b] = parent[parent[b]]
-                    b = parent[b]
-                if a != b:
-                    low, high = min(a, b), max(a, b)
-                    parent[high] = low
-                    top[low], bottom[low] = min(top[low], top[high]), max(bottom[low], bottom[high])
-                    left[low], right[low] = min(left[low], left[high]), max(right[low], right[high])
-                other += 1
+    runs = _ground_runs(mask)
+    line, first, last = runs[0], runs[1], runs[2]
+    n = len(line)
+    # Each run points to an earlier one of its component, and the root knows the extent.
+    parent = np.arange(n).astype(np.int32)
+    top, bottom, left, right = line.copy(), line.copy(), first.copy(), last.copy()
+    above, row_start = 0, 0
+    for run in range(n):
+        if run and line[run] != line[run - 1]:
+            # Runs of the row before, when that has any.
+            above = row_start if line[run] == line[run - 1] + 1 else run
+            row_start = run
+        elif run == 0:
+            row_start = 0
+        while above < row_start and last[above] < first[run]:
+            above += 1
+        other = above
+        while other < row_start and first[other] <= last[run]:
+            a, b = run, other
+            while parent[a] != a:
+                parent[a] = parent[parent[a]]
+                a = parent[a]
+            while parent[b] != b:
+                parent[b] = parent[parent[b]]
+                b = parent[b]
+            if a != b:
+                low, high = min(a, b), max(a, b)
+                parent[high] = low
+                top[low], bottom[low] = min(top[low], top[high]), max(bottom[low], bottom[high])
+                left[low], right[low] = min(left[low], left[high]), max(right[low], right[high])
+            other += 1
     filled = mask.copy()
     for run in range(n):
         root = run
@@ -263,6 +247,42 @@ def without_holes(mask: NDArray[np.bool_], extent: float) -> NDArray[np.bool_]:
         if inside and small:
             filled[line[run], first[run] : last[run] + 1] = True
     return filled
+
+
+@compiled
+def _ground_runs(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return row, first and last column of the runs of ground, in raster order."""
+    height, width = mask.shape
+    n = 0
+    for y in range(height):
+        before, here = mask[y][: width - 1], mask[y][1:]
+        n += not mask[y, 0]
+        for x in range(width - 1):
+            n += before[x] & ~here[x]
+    runs = np.empty((3, n), dtype=np.int32)
+    n = 0
+    for y in range(height):
+        row = mask[y]
+        if not row[0]:
+            runs[0, n], runs[1, n] = y, 0
+            n += 1
+        for start in range(0, width - 1, STRETCH_PX):
+            stop = min(start + STRETCH_PX, width - 1)
+            before, here = row[start:stop], row[start + 1 : stop + 1]
+            changes = 0
+            for x in range(stop - start):
+                changes += before[x] ^ here[x]
+            if not changes:
+                continue
+            for x in range(start, stop):
+                if row[x] and not row[x + 1]:
+                    runs[0, n], runs[1, n] = y, x + 1
+                    n += 1
+                elif row[x + 1] and not row[x]:
+                    runs[2, n - 1] = x
+        if not row[width - 1]:
+            runs[2, n - 1] = width - 1
+    return runs
 
 
 @compiled

@@ -61,14 +61,21 @@ def merge(cells: pd.DataFrame, order: NDArray[np.intp]) -> pd.DataFrame:
     import pandas as pd
 
     cells, order = cells[order >= 0], order[order >= 0]
-    n_pieces = np.bincount(order, minlength=0)
+    n_pieces = np.bincount(order)
     alone = n_pieces[order] == 1
-    parts = [cells[alone].assign(order=order[alone], n_pieces=1)]
-    for index in np.flatnonzero(n_pieces > 1):
-        pieces = cells[order == index]
-        weight = pieces["area_px"].to_numpy(dtype=float)
-        row = {name: np.average(pieces[name].to_numpy(dtype=float), weights=weight) for name in cells.columns}
-        row |= {"area_px": weight.sum(), "order": index, "n_pieces": len(pieces)}
-        parts.append(pd.DataFrame([row]).astype({"area_px": cells["area_px"].dtype}))
-    joined: pd.DataFrame = pd.concat(parts).sort_values("order", ignore_index=True)
-    return joined.drop(columns="order")
+    joined = cells[alone].assign(order=order[alone], n_pieces=1)
+    if not alone.all():
+        pieces, owner = cells[~alone], order[~alone]
+        by_owner = np.argsort(owner, kind="stable")
+        pieces, owner = pieces.iloc[by_owner], owner[by_owner]
+        starts = np.flatnonzero(np.diff(owner, prepend=-1))
+        area = pieces["area_px"].to_numpy(dtype=float)
+        total = np.add.reduceat(area, starts)
+        means = {
+            name: np.add.reduceat(pieces[name].to_numpy(dtype=float) * area, starts) / total for name in cells.columns
+        }
+        whole = pd.DataFrame(means).assign(order=owner[starts], n_pieces=n_pieces[owner[starts]])
+        whole["area_px"] = pd.Series(total).astype(cells["area_px"].dtype)
+        joined = pd.concat([joined, whole])
+    in_order: pd.DataFrame = joined.sort_values("order", ignore_index=True)
+    return in_order.drop(columns="order")

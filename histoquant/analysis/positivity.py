@@ -219,7 +219,7 @@ def call(table: pd.DataFrame, panel: Panel, rules: Mapping[str, Rule], scene: Sc
         With ``<marker>_value``, ``<marker>_positive``, and where they apply ``<marker>_autofluorescent`` (bright in an
         unstained channel and correlated with it pixel by pixel; not positive) and ``<marker>_class``.
     """
-    called = table.copy()
+    called = table.copy(deep=False)
     for name in called_markers(panel):
         marker, rule = panel[name], rules[name]
         called[f"{name}_value"] = rule.value(table)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histoquant.analysis.compiled import compiled
 from histoquant.errors import InputError
 from histoquant.model.slide import Box
 
@@ -42,11 +43,14 @@ class Owned:
         Whether object ``i + 1`` has its centroid in the core.
     cut : (n,) bool
         Whether it touches an edge of the box that is not an edge of the slide: larger than the halo allows.
+    given : (n,) integer
+        The number it had before it was renumbered.
     """
 
     labels: NDArray[np.uint32]
     mine: NDArray[np.bool_]
     cut: NDArray[np.bool_]
+    given: NDArray[np.integer]
 
 
 def plan_tiles(
@@ -93,19 +97,15 @@ def own(labels: NDArray[np.integer], tile: Tile, shape: tuple[int, int]) -> Owne
     InputError
         If the labels are not integers, are negative, or do not fit the box.
     """
-    labels = canonical(labels)
+    labels, given = _canonical(labels)
     if labels.shape != tile.box.shape:
         raise InputError(f"Labels of shape {labels.shape} for a tile of {tile.box.shape} pixels.")
-    n = int(labels.max(initial=0))
-    rows, columns = np.nonzero(labels)
-    ids = labels[rows, columns] - 1
-    size = np.bincount(ids, minlength=n)
-    # Sums of slide coordinates are exact integers: every tile that sees the object finds the same centroid.
-    y = np.bincount(ids, rows + tile.box.y0, minlength=n) / size
-    x = np.bincount(ids, columns + tile.box.x0, minlength=n) / size
+    size, rows, columns = _sums(labels, len(given))
     core, box = tile.core, tile.box
+    # Sums of slide coordinates are exact integers: every tile that sees the object finds the same centroid.
+    y, x = (rows + box.y0 * size) / size, (columns + box.x0 * size) / size
     mine = (y >= core.y0) & (y < core.y1) & (x >= core.x0) & (x < core.x1)
-    cut = np.zeros(n + 1, dtype=bool)
+    cut = np.zeros(len(given) + 1, dtype=bool)
     for edge, inner in (
         (labels[0], box.y0 > 0),
         (labels[-1], box.y1 < shape[0]),
@@ -114,7 +114,7 @@ def own(labels: NDArray[np.integer], tile: Tile, shape: tuple[int, int]) -> Owne
     ):
         if inner:
             cut[edge] = True
-    return Owned(labels, mine, cut[1:])
+    return Owned(labels, mine, cut[1:], given)
 
 
 def canonical(labels: NDArray[np.integer]) -> NDArray[np.uint32]:
@@ -125,18 +125,78 @@ def canonical(labels: NDArray[np.integer]) -> NDArray[np.uint32]:
     InputError
         If they are not integers or hold negative values.
     """
+    return _canonical(labels)[0]
+
+
+def kept(labels: NDArray[np.uint32], keep: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """Return canonical labels with the numbers they have, without the objects that are not kept.
+
+    Parameters
+    ----------
+    keep : (n,) bool
+        Whether object ``i + 1`` stays.
+    """
+    return _kept(labels.ravel(), np.concatenate([[False], keep])).reshape(labels.shape)
+
+
+def _canonical(labels: NDArray[np.integer]) -> tuple[NDArray[np.uint32], NDArray[np.integer]]:
+    """Return canonical labels, and the number that each object was given."""
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu":
         raise InputError(f"Labels must be integers, not {labels.dtype}.")
-    if labels.size and labels.min() < 0:
+    if labels.dtype.kind == "i" and labels.min(initial=0) < 0:
         raise InputError("Labels must not be negative.")
-    flat = labels.ravel()
-    where = np.flatnonzero(flat)
-    found, first, inverse = np.unique(flat[where], return_index=True, return_inverse=True)
-    if len(found) > MAX_LABEL:
-        raise InputError(f"{len(found)} objects do not fit 32-bit labels.")
-    rank = np.empty(len(found), dtype=np.uint32)
-    rank[np.argsort(first)] = np.arange(1, len(found) + 1, dtype=np.uint32)
-    out = np.zeros(flat.shape, dtype=np.uint32)
-    out[where] = rank[inverse]
-    return out.reshape(labels.shape)
+    flat = np.ascontiguousarray(labels, dtype=labels.dtype.newbyteorder("=")).ravel()
+    numbers = None
+    if flat.max(initial=0) > max(flat.size, 1):
+        # Numbers far apart would make a list of all numbers larger than the image.
+        numbers, flat = np.unique(flat, return_inverse=True)
+        if numbers[0] > 0:
+            numbers, flat = np.concatenate([[numbers.dtype.type(0)], numbers]), flat + 1
+    names = np.zeros(int(flat.max(initial=0)) + 1, dtype=np.uint32)
+    renumbered = _renumbered(flat, names).reshape(labels.shape)
+    there = np.flatnonzero(names)
+    if len(there) > MAX_LABEL:
+        raise InputError(f"{len(there)} objects do not fit 32-bit labels.")
+    given = np.empty(len(there), dtype=labels.dtype)
+    given[names[there] - 1] = there if numbers is None else numbers[there]
+    return renumbered, given
+
+
+@compiled
+def _renumbered(flat: NDArray[Any], names: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Return labels renumbered in order of appearance; ``names`` takes the new number of each old one."""
+    renumbered = np.empty(flat.size, dtype=np.uint32)
+    n = 0
+    for i in range(flat.size):
+        label = flat[i]
+        if label == 0:
+            renumbered[i] = 0
+            continue
+        if names[label] == 0:
+            n += 1
+            names[label] = n
+        renumbered[i] = names[label]
+    return renumbered
+
+
+@compiled
+def _kept(flat: NDArray[np.uint32], keep: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    kept = np.empty_like(flat)
+    for i in range(flat.size):
+        kept[i] = flat[i] if keep[flat[i]] else 0
+    return kept
+
+
+@compiled
+def _sums(labels: NDArray[np.uint32], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the size of objects 1..n and the sums of their rows and columns within the image."""
+    size, rows, columns = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            label = labels[y, x]
+            if label:
+                size[label - 1] += 1
+                rows[label - 1] += y
+                columns[label - 1] += x
+    return size, rows, columns

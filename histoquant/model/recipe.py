@@ -57,7 +57,7 @@ class Tiles(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    core_px: int = Field(1024, ge=64, le=16384, title="Core (px)", description="Side of the area a tile owns.")
+    core_px: int = Field(2048, ge=64, le=16384, title="Core (px)", description="Side of the area a tile owns.")
     max_object_um: float | None = Field(
         None,
         gt=0,
@@ -235,7 +235,7 @@ def parse_recipe(text: str, *, source: str = "recipe") -> Recipe:
     """
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         raise RecipeError(f"{source}: not valid TOML ({error}).", "Mend that line.") from error
     return build_recipe(content, source=source)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from histoquant.errors import HistoquantError, StudyError, raise_all
 
@@ -22,6 +24,9 @@ OPTIONAL = (
     "scene",
     "exclude",
 )
+
+SHOWN = 500
+"""Characters of a header that are shown in a message."""
 
 
 @dataclass(frozen=True)
@@ -77,25 +82,24 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
     text = text.removeprefix("\ufeff")
     if not text.strip():
         raise StudyError(f"{source}: the sheet is empty.", f"It needs a header with {', '.join(REQUIRED)}.")
-    header = text.lstrip().splitlines()[0]
-    delimiter = max(",;\t", key=header.count)
     try:
-        rows = list(csv.reader(io.StringIO(text), delimiter=delimiter, strict=True))
+        rows = list(csv.reader(io.StringIO(text), delimiter=_delimiter(text), strict=True))
     except csv.Error as error:
         raise StudyError(f"{source}: not a readable CSV ({error}).", "Save it again as CSV (UTF-8).") from error
     lines = [(number, row) for number, row in enumerate(rows, start=1) if any(cell.strip() for cell in row)]
-    columns = [cell.strip() for cell in lines[0][1]]
+    columns = [cell.strip() for cell in lines[0][1]] if lines else []
     missing = [name for name in REQUIRED if name not in columns]
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    twice = sorted(name for name, count in Counter(columns).items() if name and count > 1)
     if missing or twice:
-        what = f"lacks the column(s) {', '.join(missing)}" if missing else f"has the column(s) {', '.join(twice)} twice"
-        raise StudyError(f"{source}: the sheet {what}.", f"Its header is: {', '.join(columns)}.")
+        named = ", ".join(missing or twice)[:SHOWN]
+        what = f"lacks the column(s) {named}" if missing else f"has the column(s) {named} twice"
+        raise StudyError(f"{source}: the sheet {what}.", f"Its header is: {', '.join(columns)[:SHOWN]}.")
     if len(lines) == 1:
         raise StudyError(f"{source}: the sheet lists no slides.", "Add one row per slide.")
 
     faults: list[HistoquantError] = []
     slides: list[StudySlide] = []
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     seen: dict[tuple[str, str], int] = {}
     for number, row in lines[1:]:
         if len(row) > len(columns):
@@ -117,7 +121,7 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
             )
             continue
         seen[key] = number
-        taken.add(slide.slide_id.casefold())
+        taken.setdefault(slide.slide_id.casefold(), 1)
         slides.append(slide)
     groups: dict[str, set[str]] = {}
     for slide in slides:
@@ -132,7 +136,44 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
     return Study(tuple(slides), folder)
 
 
-def _slide(cells: dict[str, str], folder: Path, taken: set[str], allow_outside: bool) -> StudySlide:
+def _delimiter(text: str) -> str:
+    header = text.lstrip().splitlines()[0]
+    return max(",;\t", key=header.count)
+
+
+def with_rows(text: str, rows: Sequence[Mapping[str, str]], *, source: str = "study.csv") -> str:
+    """Return a sample sheet with rows added at its end; those whose slide it lists already are left out.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        Cells by column.
+
+    Raises
+    ------
+    StudyError
+        If the sheet has no column for a cell.
+    """
+    if not text.strip():
+        return text  # parse_study says what is wrong
+    delimiter = _delimiter(text)
+    columns, *lines = [
+        [cell.strip() for cell in line] for line in csv.reader(io.StringIO(text), delimiter=delimiter) if any(line)
+    ]
+    lacking = sorted({name for row in rows for name in row if name not in columns})
+    if lacking:
+        raise StudyError(
+            f"{source}: the sheet has no column '{lacking[0]}', which file names are to fill.", "Add it to the header."
+        )
+    place = columns.index("slide")
+    listed = {PurePath(line[place]) for line in lines if len(line) > place}
+    added = io.StringIO()
+    writer = csv.DictWriter(added, columns, delimiter=delimiter, lineterminator="\n")
+    writer.writerows(row for row in rows if PurePath(row["slide"]) not in listed)
+    return f"{text.rstrip()}\n{added.getvalue()}"
+
+
+def _slide(cells: dict[str, str], folder: Path, taken: dict[str, int], allow_outside: bool) -> StudySlide:
     for name in REQUIRED:
         if not cells.get(name):
             raise StudyError(f"the cell '{name}' is empty.", "Fill it in.")
@@ -180,14 +221,20 @@ def _inside(text: str, folder: Path, allow_outside: bool) -> Path:
     path = Path(text)
     if path.is_absolute():
         return path
-    resolved = (folder / path).resolve()
+    try:
+        resolved = (folder / path).resolve()
+    except (OSError, RuntimeError) as error:  # links that lead round in a circle
+        raise StudyError(f"the path '{text}' leads nowhere.", "Mend the path.") from error
     if not allow_outside and not resolved.is_relative_to(folder.resolve()):
         raise StudyError(f"the path '{text}' leaves the study's folder.", "Write it absolute, or give --allow-outside.")
     return folder / path
 
 
-def _slide_id(path: Path, scene: str | None, taken: set[str]) -> str:
-    """Return the file stem made safe for any file system, unique within the study."""
+def _slide_id(path: Path, scene: str | None, taken: dict[str, int]) -> str:
+    """Return the file stem made safe for any file system, unique within the study.
+
+    ``taken`` holds each id given before, and the last number that was put after it.
+    """
     stem = path.name
     for suffix in (".ome.tiff", ".ome.tif", ".ome.zarr"):
         if stem.casefold().endswith(suffix):
@@ -197,8 +244,10 @@ def _slide_id(path: Path, scene: str | None, taken: set[str]) -> str:
         stem = path.stem
     name = stem + (f"_{scene}" if scene else "")
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._")[:80] or "slide"
-    unique, number = safe, 1
+    unique, number = safe, taken.get(safe.casefold(), 1)
     while unique.casefold() in taken:
         number += 1
         unique = f"{safe}_{number}"
+    if number > 1:
+        taken[safe.casefold()] = number
     return unique

@@ -104,7 +104,7 @@ def make_phantom(out: Path, plan: PhantomPlan, *, progress: Callable[[float], No
         def part_done(rows: int, index: int = index) -> None:
             told((index + rows / plan.shape_px[0]) / len(slides))
 
-        _write_slide(out / row["slide"], plan, section, part_done)
+        write_slide(out / row["slide"], plan, section, part_done)
         _write_truth(out / "truth", name, plan, cells, section)
         counts += [{"slide": name, **row_of(row), **count} for count in _counts(plan, cells)]
     _write_effects(out / "truth", plan, counts)
@@ -169,7 +169,8 @@ def _write_regions(path: Path, plan: PhantomPlan) -> None:
     path.write_text(text + "\n", "utf-8")
 
 
-def _write_slide(path: Path, plan: PhantomPlan, section: Section, done: Callable[[int], None]) -> None:
+def write_slide(path: Path, plan: PhantomPlan, section: Section, done: Callable[[int], None]) -> None:
+    """Write a section as a microscope would; ``done`` is told how many rows are written."""
     height, width = section.shape
 
     def rows(y0: int, y1: int) -> Any:

@@ -24,6 +24,14 @@ _LOOKS: tuple[tuple[bytes, str, str], ...] = (
 )
 
 
+def is_there(path: Path) -> bool:
+    """Say whether there is such a file or folder; a name that no file system takes is none."""
+    try:
+        return path.exists()
+    except OSError:  # a name of more than 255 bytes, a loop of links
+        return False
+
+
 def first_bytes(path: Path) -> bytes:
     """Return the first 4096 bytes of a file, none of a folder.
 
@@ -32,14 +40,16 @@ def first_bytes(path: Path) -> bytes:
     FormatError
         If there is no such file or folder, or it cannot be read.
     """
-    if not path.exists():
-        where = "" if path.parent.is_dir() else ", nor its folder"
+    if not is_there(path):
+        where = "" if is_there(path.parent) else ", nor its folder"
         raise FormatError(
             f"Slide '{path.name}': there is no such file ({path}){where}.",
             "Correct the path; in a sample sheet it is relative to the sheet.",
         )
     if path.is_dir():
         return b""
+    if not path.is_file():  # to open a pipe is to wait for whoever writes into it
+        raise FormatError(f"Slide '{path.name}': a device or pipe, not a file ({path}).", "Correct the path.")
     try:
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)

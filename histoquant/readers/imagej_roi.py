@@ -6,14 +6,18 @@ said here.
 
 from __future__ import annotations
 
+import logging
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 
 from histoquant.errors import InputError
-from histoquant.model.geometry import Geometry, ground
+from histoquant.model.geometry import Geometry, even_odd
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +30,9 @@ CURVE_PIECES = 32
 
 CURVE_POINTS = {0: 1, 1: 1, 2: 2, 3: 3, 4: 0}
 """Points that follow each code of a java.awt.geom.PathIterator: move, line, quadratic, cubic, close."""
+
+MAX_COMPOSITE = 2_000_000
+"""Numbers in the path of a composite, three to a corner."""
 
 AREAS = ("POLYGON", "FREEHAND", "TRACED", "RECT", "OVAL")
 LINES = ("LINE", "POLYLINE", "FREELINE")
@@ -43,7 +50,8 @@ def shape_px(content: bytes) -> tuple[str, Geometry | None]:
     import roifile
 
     try:
-        roi = roifile.ImagejRoi.frombytes(content)
+        with _complaints_raised(roifile.logger()):
+            roi = roifile.ImagejRoi.frombytes(content)
     except (ValueError, TypeError, struct.error) as e:
         raise InputError(f"is a damaged ROI ({e})") from e
     name, kind, subtype = str(roi.name), str(roi.roitype.name), str(roi.subtype.name)
@@ -55,21 +63,42 @@ def shape_px(content: bytes) -> tuple[str, Geometry | None]:
     if roi.options & roifile.ROI_OPTIONS.SPLINE_FIT:
         raise InputError("is a fitted spline, of which the file holds only the control points")
     if roi.composite:
-        return name, _composite(np.asarray(roi.multi_coordinates, dtype=float))
+        return name, _composite(_finite(roi.multi_coordinates))
     if kind in ("RECT", "OVAL"):
         if kind == "RECT" and roi.rounded_rect_arc_size:
             raise InputError("is a rectangle with rounded corners, which the file does not outline")
         return name, _boxed(roi, oval=kind == "OVAL")
     if kind == "LINE":
-        corners = np.array([[roi.x1, roi.y1], [roi.x2, roi.y2]], dtype=float)
+        corners = _finite([[roi.x1, roi.y1], [roi.x2, roi.y2]])
     else:
-        corners = np.asarray(roi.coordinates(), dtype=float).reshape(-1, 2)
-    if not np.isfinite(corners).all():
-        raise InputError("has positions that are not finite")
+        corners = _finite(roi.coordinates()).reshape(-1, 2)
     least = 2 if kind in LINES else 3
     if len(np.unique(corners, axis=0)) < least:
         raise InputError(f"has fewer than {least} different points")
     return name, shapely.LineString(corners) if kind in LINES else shapely.Polygon(corners)
+
+
+@contextmanager
+def _complaints_raised(logger: logging.Logger) -> Iterator[None]:
+    """Raise what roifile only logs in this thread: it goes on without a name that lies behind the file's end."""
+    raising, was_disabled = _Raising(), logger.disabled
+    logger.addHandler(raising)
+    logger.disabled = False  # other packages' logging set-up switches loggers off
+    try:
+        yield
+    finally:
+        logger.removeHandler(raising)
+        logger.disabled = was_disabled
+
+
+class _Raising(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            raise ValueError(record.getMessage())
 
 
 def _boxed(roi: Any, *, oval: bool) -> Geometry:
@@ -88,10 +117,20 @@ def _boxed(roi: Any, *, oval: bool) -> Geometry:
     return shapely.Polygon(np.stack([xs, ys], axis=1))
 
 
+def _finite(positions: Any) -> NDArray[np.float64]:
+    """Return positions as float64; a header that declares some may come without any."""
+    if positions is None:
+        raise InputError("has no positions")
+    # asked before they are widened: to widen a signalling NaN is a floating-point error
+    if not np.isfinite(positions).all():
+        raise InputError("has positions that are not finite")
+    return np.asarray(positions, dtype=float)
+
+
 def _composite(path: NDArray[np.float64]) -> Geometry:
     """Return what lies in an odd number of a path's rings, as ImageJ's ShapeRoi fills it."""
-    if not np.isfinite(path).all():
-        raise InputError("has positions that are not finite")
+    if len(path) > MAX_COMPOSITE:
+        raise InputError(f"is a composite of more than {MAX_COMPOSITE // 3:,} corners")
     rings: list[list[NDArray[np.float64]]] = []
     at = 0
     while at < len(path):
@@ -106,11 +145,10 @@ def _composite(path: NDArray[np.float64]) -> Geometry:
             rings[-1].append(points if code == 1 else _curve(np.vstack([rings[-1][-1][-1:], points])))
         at += 1 + 2 * n_points
     corners = [np.vstack(ring) for ring in rings]
-    areas = [shapely.Polygon(ring) for ring in corners if len(np.unique(ring, axis=0)) > 2]
-    if not areas:
-        raise InputError("is a composite without an area")
     # by even-odd also within a ring that crosses itself; joined in pairs, n rings cost n log n
-    shapes = [ground(shapely.make_valid(area, method="linework")) for area in areas]
+    shapes = [even_odd(ring) for ring in corners if len(np.unique(ring, axis=0)) > 2]
+    if not shapes:
+        raise InputError("is a composite without an area")
     while len(shapes) > 1:
         pairs = zip(shapes[0::2], shapes[1::2], strict=False)
         rest = shapes[-1:] if len(shapes) % 2 else []

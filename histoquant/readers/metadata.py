@@ -5,7 +5,9 @@ Nothing here guesses: a length without a unit we know is None, a missing channel
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from math import isfinite
 from typing import Any
@@ -87,13 +89,18 @@ def named_channels(names: Iterable[object], n_channels: int) -> tuple[str, ...]:
     """
     given = [str(name).strip() if name is not None else "" for name in names][:n_channels]
     given += [""] * (n_channels - len(given))
-    unique: list[str] = []
-    for i, wanted in enumerate(name or f"channel_{i}" for i, name in enumerate(given)):
-        name, count = wanted, 1
-        while name in unique or (count > 1 and name in given[i + 1 :]):
+    unique: dict[str, None] = {}
+    counts: dict[str, int] = {}
+    ahead = Counter(given)
+    for i, stated in enumerate(given):
+        ahead[stated] -= 1
+        name = wanted = stated or f"channel_{i}"
+        count = counts.get(wanted, 1)
+        while name in unique or (count > 1 and ahead[name] > 0):
             count += 1
             name = f"{wanted}_{count}"
-        unique.append(name)
+        counts[wanted] = count
+        unique[name] = None
     return tuple(unique)
 
 
@@ -147,6 +154,9 @@ def _tag_size_um(page: Any, *, scanner: bool) -> Size:
     return size_um(*sizes), None
 
 
+_OME_PLACES = ("IFD", "PlaneCount", "FirstC", "FirstZ", "FirstT")
+
+
 def _ome_image(tif: Any, index: int, name: str) -> tuple[ElementTree.Element | None, str]:
     root = ElementTree.fromstring(tif.ome_metadata)  # noqa: S314 - no entity is expanded, see the import
     space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
@@ -155,6 +165,28 @@ def _ome_image(tif: Any, index: int, name: str) -> tuple[ElementTree.Element | N
         images = [image for image in images if image.get("Name") == name]
         index = 0 if len(images) == 1 else len(images)
     return (images[index].find(f"{space}Pixels") if index < len(images) else None), space
+
+
+def most_ome_planes(xml: str, page_px: int) -> int:
+    """Return how many planes OME metadata speaks of at most: declared by the sizes of an image, or by a number.
+
+    Parameters
+    ----------
+    page_px : int
+        Pixels of the largest page.
+    """
+    most = 0
+    for element in ElementTree.fromstring(xml).iter():  # noqa: S314 - no entity is expanded, see the import
+        pixels = math.prod(_whole(element.get(f"Size{axis}", "1")) for axis in "XYCZT")
+        most = max(most, pixels // page_px, *(_whole(element.get(name, "0")) for name in _OME_PLACES))
+    return most
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # tifffile tells
+        return 0
 
 
 def _imagej_size_um(tif: Any, page: Any) -> Size:

@@ -27,12 +27,19 @@ from histoquant.model import geometry as plane
 from histoquant.model.geometry import Geometry
 from histoquant.model.region import Region
 from histoquant.readers import geojson, imagej_roi
+from histoquant.readers.first_bytes import is_there
 from histoquant.readers.geojson import write_geojson
 
 __all__ = ["read_outlines", "write_geojson"]
 
-MAX_BYTES = 200_000_000
+MAX_BYTES = 100_000_000
 """More than a million corners. A larger file holds cells rather than regions, or is a bomb."""
+
+MAX_JSON_LISTS = 2_000_000
+MAX_JSON_VALUES = 8_000_000
+"""A corner is one list of two or three values. In memory a list takes up to 70 times its brackets, and 100 MB of
+nothing but brackets 2 GB.
+"""
 
 MAX_MEMBERS = 20_000
 """Entries of one ROI zip."""
@@ -101,6 +108,8 @@ def read_outlines(path: Path, pixel_size_um: float) -> list[Region]:
 def _content(path: Path) -> bytes:
     """Return a file's bytes, unpacked when it is gzipped."""
     remedy = "Give the GeoJSON or ImageJ ROI file that holds this slide's outlines."
+    if is_there(path) and not path.is_file():  # to open a pipe is to wait for whoever writes into it
+        raise FormatError(f"Outlines '{path.name}' are a folder, device or pipe, not a file.", remedy)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -146,6 +155,11 @@ def _zip_members(content: bytes, file: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _json(content: bytes, file: str) -> Any:
+    if content.count(b"[") + content.count(b"{") > MAX_JSON_LISTS or content.count(b",") > MAX_JSON_VALUES:
+        raise FormatError(
+            f"Outlines '{file}' hold more than {MAX_JSON_LISTS:,} corners or other parts.",
+            "Export annotations only, without detections or cells.",
+        )
     try:
         return json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as e:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 RGB = ("red", "green", "blue")
 
-# One tile, strip or frame is decoded in one piece. No microscope writes one of 1 GiB; a damaged header does.
-MAX_SEGMENT_BYTES = 2**30
+# One tile, strip or frame is decoded in one piece, of which two or three are in memory at a time. No microscope writes
+# one of 256 MiB; a damaged header does.
+MAX_SEGMENT_BYTES = 2**28
 
 # What decoders raise on damaged bytes. Broad by need: each format has a decoder of its own. Not MemoryError,
 # which says something about the machine.
@@ -169,32 +170,43 @@ def rgb_look(levels: Sequence[Pixels]) -> tuple[tuple[str, ...], bool]:
     brightfield : bool
         True for 8-bit colour whose median pixel, pure black left out, is brighter than 35 % of white.
     """
-    pixels = _sample(levels[-1])
-    if _equal(pixels) and pixels.min() < pixels.max() and _equal(_sample(levels[0])):
+    looked_at = _Look(levels[-1])
+    if looked_at.equal and looked_at.varies and _Look(levels[0]).equal:
         for level in levels:
             level.keep_channels(1)
         return ("grey",), False
-    brightness = pixels.mean(axis=0)
-    brightness = brightness[brightness > 0]  # scanners fill what they did not scan with pure black
-    bright = brightness.size > 0 and float(np.median(brightness)) > BRIGHT_FRACTION * 255
-    return RGB, levels[0].dtype == np.uint8 and bright
+    return RGB, levels[0].dtype == levels[-1].dtype == np.uint8 and looked_at.median_sum > 3 * BRIGHT_FRACTION * 255
 
 
-def _equal(pixels: NDArray[Any]) -> bool:
-    return bool(np.array_equal(pixels[0], pixels[1]) and np.array_equal(pixels[0], pixels[2]))
+class _Look:
+    """Whether red, green and blue are equal and vary, and the median sum of the three in 8-bit colour."""
+
+    def __init__(self, level: Pixels) -> None:
+        self.equal = True
+        extremes: list[Any] = []
+        counts = np.zeros(3 * 255 + 1, np.int64)
+        for pixels in _sample(level):
+            self.equal = self.equal and bool((pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all())
+            extremes += [pixels.min(), pixels.max()]
+            if pixels.dtype == np.uint8:
+                counts += np.bincount(pixels.sum(axis=0, dtype=np.uint16), minlength=counts.size)
+        self.varies = bool(min(extremes) < max(extremes))
+        counts[0] = 0  # scanners fill what they did not scan with pure black
+        ranks = np.cumsum(counts)
+        middle = [int(np.searchsorted(ranks, rank)) for rank in ((ranks[-1] + 1) // 2, ranks[-1] // 2 + 1)]
+        self.median_sum = sum(middle) / 2 if ranks[-1] else 0.0
 
 
-def _sample(level: Pixels) -> NDArray[Any]:
-    """Return (3, n) pixels: all of a small level, evenly spread chunks of a large one; always the same ones."""
+def _sample(level: Pixels) -> Iterator[NDArray[Any]]:
+    """Yield (3, n) pixels: all of a small level, evenly spread chunks of a large one; always the same ones."""
     _, n_planes, height, width = level.shape
     plane = slice(n_planes // 2, n_planes // 2 + 1)
-    if height * width <= _SAMPLE_PX:
-        return level[slice(0, 3), plane, slice(0, height), slice(0, width)].reshape(3, -1)
     rows, columns = (min(chunk, length) for chunk, length in zip(level.chunks[2:], (height, width), strict=True))
     grid = [(y, x) for y in range(0, height, rows) for x in range(0, width, columns)]
-    picked = np.unique(np.linspace(0, len(grid) - 1, _SAMPLE_CHUNKS).round().astype(int))
-    parts = [
-        level[slice(0, 3), plane, slice(y, y + rows), slice(x, x + columns)].reshape(3, -1)
-        for y, x in (grid[i] for i in picked)
-    ]
-    return np.concatenate(parts, axis=1)
+    if height * width > _SAMPLE_PX:
+        grid = [grid[i] for i in np.unique(np.linspace(0, len(grid) - 1, _SAMPLE_CHUNKS).round().astype(int))]
+    band = max(1, _SAMPLE_PX // columns)
+    for top, x in grid:
+        for y in range(top, min(top + rows, height), band):
+            box = slice(y, min(y + band, top + rows, height)), slice(x, min(x + columns, width))
+            yield level[(slice(0, 3), plane, *box)].reshape(3, -1)

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant.errors import FormatError
+from histoquant.readers import codestream
 from histoquant.readers.pixels import MAX_SEGMENT_BYTES, Pixels, refuse_axis
 
 if TYPE_CHECKING:
@@ -308,6 +310,11 @@ def _page(path: Path, page: Any, skip: int, files: Files) -> Page:
             f"'{path.name}' declares pieces of {segment_bytes} bytes but stores {int(counts.max())} for each.",
             CUT_SHORT,
         )
+    if keyframe.compression in codestream.UNBOUNDED:
+        raise FormatError(
+            f"'{path.name}' is compressed as {codestream.UNBOUNDED[keyframe.compression]}, which is not read.",
+            "Save it with another compression, such as zlib.",
+        )
     if not raw and segment_bytes > MAX_SEGMENT_BYTES:
         raise FormatError(
             f"'{path.name}' stores its pixels in pieces of {segment_bytes / 2**30:.1f} GiB.",
@@ -316,11 +323,14 @@ def _page(path: Path, page: Any, skip: int, files: Files) -> Page:
     options = {}
     if keyframe.compression in (6, 7, 33007, 34892):  # JPEG keeps tables in the page
         options = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
+    decode = page.decode
+    if keyframe.compression in codestream.PICTURES:
+        decode = partial(codestream.decode_within, decode, path, tuple(page.chunks[:2]))
     return Page(
         name,
         offsets,
         counts,
-        page.decode,
+        decode,
         options,
         int(offsets[0]) + skip if raw else None,
     )

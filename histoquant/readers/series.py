@@ -11,11 +11,12 @@ from typing import Any
 
 from histoquant.errors import FormatError
 from histoquant.model.slide import Slide
+from histoquant.readers.first_bytes import is_there
 
 
 def is_pattern(path: Path) -> bool:
     """Say whether a path holds ``*``, ``?`` or ``[`` and nothing is called that literally."""
-    return re.search(r"[*?\[]", str(path)) is not None and not path.exists()
+    return re.search(r"[*?\[]", str(path)) is not None and not is_there(path)
 
 
 def matched_files(pattern: Path) -> list[Path]:
@@ -26,15 +27,20 @@ def matched_files(pattern: Path) -> list[Path]:
     FormatError
         If there is none, or the pattern is none.
     """
+    if "**" in pattern.parts:
+        raise FormatError(
+            f"Slide '{pattern.name}': '**' searches every folder there is ({pattern}).",
+            "Name the folder that the files of the series are in.",
+        )
     # Folders that exist as written are taken literally: 'run [2]/x_*.tif' is about x, not about the folder.
     start = 1 if pattern.anchor else 0
     base, parts = Path(pattern.anchor), list(pattern.parts[start:])
-    while parts and (base / parts[0]).exists():
+    while parts and is_there(base / parts[0]):
         base /= parts.pop(0)
     try:
         # Without hidden files, as in a shell: macOS puts '._x.tif' beside every 'x.tif' on a network disk.
         matches = [match for match in base.glob(str(Path(*parts))) if not match.name.startswith(".")]
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise FormatError(f"Slide '{pattern.name}': {error}.", "Correct the pattern.") from error
     if not matches:
         raise FormatError(

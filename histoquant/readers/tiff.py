@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,14 +17,35 @@ import numpy as np
 
 from histoquant.errors import FormatError
 from histoquant.model.slide import Slide
-from histoquant.readers.metadata import density_um, named_channels, size_um, tiff_channel_names, tiff_size_um
-from histoquant.readers.pixels import Pixels, choose_scene, damage_named, rgb_look
+from histoquant.readers.metadata import (
+    density_um,
+    most_ome_planes,
+    named_channels,
+    size_um,
+    tiff_channel_names,
+    tiff_size_um,
+)
+from histoquant.readers.pixels import MAX_SEGMENT_BYTES, Pixels, choose_scene, damage_named, rgb_look
 from histoquant.readers.segments import CUT_SHORT, Files, TiffPixels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_BAND_PX = 1024
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_DIRECTORIES = 20_000
+"""Images of one file; more than the channels and planes of any section."""
+
+MAX_TAGS = 4096
+_SIZE_TAGS = (256, 257, 258, 277, 278, 322, 323)
+_UNSIGNED = {1: "B", 3: "H", 4: "I", 16: "Q"}
+"""TIFF's types of unsigned numbers: a negative length sends tifffile backwards through its pages."""
+
+MAX_EXPANSION = 4096
+"""Decoded bytes for one of the file, in an image of more than a segment's largest size. Deflate, which packs blank
+slides best of what slides are written with, has 1032 at most.
+"""
+
 _NOT_TISSUE = {"thumbnail", "label", "macro", "map", "label image", "macro image"}
 
 
@@ -60,6 +83,7 @@ class TiffReader:
         with ExitStack() as undo:
             with _opened(path) as (tif, series):
                 name, index, chosen = series[choose_scene(path, [entry[0] for entry in series], scene)]
+                _refuse_bomb(path, chosen)
                 files = Files(path)
                 undo.callback(files.close)
                 base = TiffPixels(path, chosen, files)
@@ -82,6 +106,7 @@ class TiffReader:
             name=path.name,
             path=path,
             levels=tuple(level.lazy() for level in levels),
+            stored=tuple(levels),
             channels=channels,
             pixel_size_yx_um=pixel_size,
             z_step_um=z_step if base.shape[1] > 1 else None,
@@ -106,6 +131,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, list[tuple[str, int, Any]]]]:
     logger.setLevel(logging.WARNING)
     try:
         with damage_named(path), tifffile.TiffFile(path) as tif:
+            _refuse_endless(path, tif)
             series = _tissue_series(path, tif, complaints)
             yield tif, series
             complaints.refuse(path)
@@ -113,6 +139,58 @@ def _opened(path: Path) -> Iterator[tuple[Any, list[tuple[str, int, Any]]]]:
         logger.removeHandler(complaints)
         logger.disabled = was_disabled
         logger.setLevel(level)
+
+
+def _refuse_endless(path: Path, tif: Any) -> None:
+    """Refuse headers that tifffile would follow for ever, or make lists of any length of."""
+    layout, file = tif.tiff, tif.filehandle
+    seen: set[int] = set()
+    largest_px = 1
+    offset = tif.pages.first.offset
+    while 0 < offset < file.size and offset not in seen and len(seen) <= MAX_DIRECTORIES:
+        seen.add(offset)
+        file.seek(offset)
+        (n_tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+        if n_tags > MAX_TAGS:
+            return  # no directory, which tifffile tells
+        tags = file.read(n_tags * layout.tagsize)
+        largest_px = max(largest_px, _declared_px(path, layout, tags))
+        following = file.read(layout.offsetsize)
+        if len(following) < layout.offsetsize:
+            return  # cut short, which tifffile tells
+        (offset,) = struct.unpack(layout.offsetformat, following)
+    if offset in seen:
+        raise FormatError(f"'{path.name}' lists its image {len(seen)} times over, without an end.", CUT_SHORT)
+    if len(seen) > MAX_DIRECTORIES:
+        raise FormatError(f"'{path.name}' lists more than {MAX_DIRECTORIES:,} images.", "Save one section per file.")
+    if tif.is_ome and most_ome_planes(tif.ome_metadata, largest_px) > MAX_DIRECTORIES:
+        raise FormatError(
+            f"'{path.name}' speaks of more than {MAX_DIRECTORIES:,} planes in its OME metadata.", CUT_SHORT
+        )
+
+
+def _declared_px(path: Path, layout: Any, tags: bytes) -> int:
+    """Return height times width of a directory, 1 for what it does not say; refuse sizes of another type."""
+    sides = {256: 1, 257: 1}
+    for at in range(0, len(tags) - layout.tagsize + 1, layout.tagsize):
+        code, kind = struct.unpack_from(layout.byteorder + "HH", tags, at)
+        if code in _SIZE_TAGS and kind not in _UNSIGNED:
+            raise FormatError(f"'{path.name}' states a size (tag {code}) that is no whole number.", CUT_SHORT)
+        if code in sides:
+            value_at = at + 4 + (layout.tagsize - 4) // 2  # after code and type: a count and a value of one width
+            (sides[code],) = struct.unpack_from(layout.byteorder + _UNSIGNED[kind], tags, value_at)
+    return max(1, sides[256] * sides[257])
+
+
+def _refuse_bomb(path: Path, series: Any) -> None:
+    """Refuse an image that declares far more pixels than the file can hold, before anything is made of that size."""
+    files = {page.parent.filehandle.path: page.parent.filehandle.size for page in series if page is not None}
+    declared = sum(math.prod(level.shape) * np.dtype(level.dtype).itemsize for level in series.levels)
+    held = sum(files.values())
+    if declared > max(MAX_SEGMENT_BYTES, MAX_EXPANSION * held):
+        raise FormatError(
+            f"'{path.name}' declares {declared / 2**30:,.1f} GiB of pixels, but holds only {held:,} bytes.", CUT_SHORT
+        )
 
 
 class _Complaints(logging.Handler):
@@ -156,10 +234,14 @@ def _tissue_series(path: Path, tif: Any, complaints: _Complaints) -> list[tuple[
     return [(name, index, series) for name, (_, index, series) in zip(unique, tissue, strict=True)]
 
 
+MAX_PICTURE_PX = 100_000_000
+"""Decoded in one piece, which takes pillow up to seven bytes for each."""
+
+
 class PictureReader:
     """PNG and JPEG, decoded whole when first read and kept until the slide is closed.
 
-    A picture of more than 178 megapixels is refused: it belongs into a tiled file. The EXIF orientation is
+    A picture of more than 100 megapixels is refused: it belongs into a tiled file. The EXIF orientation is
     left alone, so that outlines drawn on the stored pixels fit.
     """
 
@@ -225,17 +307,19 @@ def _picture(path: Path) -> tuple[_PicturePixels, tuple[float, float] | None]:
     from PIL import Image
 
     _refuse_cut_picture(path)
+    too_large = FormatError(
+        f"'{path.name}' declares more than {MAX_PICTURE_PX // 10**6} megapixels.", "Save it as tiled OME-TIFF."
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # from 89 megapixels on; twice that raises
         try:
             picture = Image.open(path, formats=("PNG", "JPEG"))
         except Image.DecompressionBombError as e:
-            raise FormatError(
-                f"'{path.name}' declares more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels.",
-                "Save it as tiled OME-TIFF.",
-            ) from e
+            raise too_large from e
     with picture:
         width, height = picture.size
+        if width * height > MAX_PICTURE_PX:
+            raise too_large
         mode, about, kind = picture.mode, picture.info, picture.format
     deep = False
     if kind == "PNG":
@@ -255,8 +339,12 @@ def _picture(path: Path) -> tuple[_PicturePixels, tuple[float, float] | None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG", "JPEG")) as opened:
-                flat = "L" if mode == "LA" else None if grey else "RGB"
-                return np.asarray(opened.convert(flat) if flat else opened)
+                flat = "L" if mode == "LA" else mode if grey else "RGB"
+                picture = np.empty((height, width) if grey else (height, width, 3), np.dtype(dtype))
+                for y in range(0, height, _BAND_PX):  # to convert it as a whole would take three of it
+                    band = opened.crop((0, y, width, min(y + _BAND_PX, height)))
+                    picture[y : y + _BAND_PX] = band if band.mode == flat else band.convert(flat)
+                return picture
 
     densities = about.get("dpi") or (0, 0)
     # PNG counts per metre and JPEG may count per cm, and a whole number of those is no print setting

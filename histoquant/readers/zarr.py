@@ -96,7 +96,7 @@ class _ZarrPixels(Pixels):
         refuse_axis(path, "T", length.get("t", 1))
         if math.prod(array.chunks) * array.dtype.itemsize > MAX_SEGMENT_BYTES:
             raise FormatError(
-                f"'{path.name}' declares chunks of {array.chunks} pixels, more than 1 GiB each.",
+                f"'{path.name}' declares chunks of {array.chunks}, more than {MAX_SEGMENT_BYTES // 2**20} MiB each.",
                 "Write it again with chunks of about 1024 x 1024.",
             )
         c, z, y, x = (int(length.get(axis, 1)) for axis in "czyx")

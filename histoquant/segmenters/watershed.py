@@ -30,6 +30,7 @@ from histoquant.analysis.compiled import compiled
 from histoquant.analysis.filters import brushed, capped_distance, gauss, opened, without_holes
 from histoquant.errors import InputError
 from histoquant.segmenters.planes import plane_of, with_signal
+from histoquant.threads import in_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -183,7 +184,7 @@ class Watershed:
         """Return the diameter in pixels that the objects found with it have."""
         for _ in range(MAX_ROUNDS):
             threshold = self.params.threshold or _threshold(planes, diameter, noise)
-            found = median_diameter([_labels(plane, diameter, threshold, self.params) for plane in planes])
+            found = median_diameter(_labels_of(planes, diameter, threshold, self.params))
             if found is None:
                 break
             # Steps are bounded: one bad round must not throw a good estimate away.
@@ -235,6 +236,12 @@ def _haze(broad: NDArray[np.float32], diameter: float) -> NDArray[np.float32]:
     return gauss(np.maximum(wide, 0, out=wide), HAZE_SIGMA * diameter, HAZE_TRUNCATE)
 
 
+def _labels_of(
+    planes: list[NDArray[np.float32]], diameter: float, threshold: float, params: WatershedParams
+) -> list[NDArray[np.uint32]]:
+    return list(in_order(lambda plane: _labels(plane, diameter, threshold, params), planes))
+
+
 def _labels(
     image: NDArray[np.float32], diameter: float, threshold: float, params: WatershedParams
 ) -> NDArray[np.uint32]:
@@ -242,6 +249,8 @@ def _labels(
     if not image.size:
         return np.zeros(image.shape, dtype=np.uint32)
     broad = gauss(image, BROAD_SIGMA * diameter, TRUNCATE)
+    if broad.max() <= threshold:  # bare glass: no summit can be a nucleus
+        return np.zeros(image.shape, dtype=np.uint32)
     haze = _haze(broad, diameter)
     fine = gauss(image, FINE_SIGMA * diameter, TRUNCATE)
     fine -= haze
@@ -312,7 +321,7 @@ def _threshold(planes: list[NDArray[np.float32]], diameter: float, noise: float)
     """Return half of Otsu's threshold of what stands above background, at least well above smoothed noise."""
     from skimage.filters import threshold_otsu
 
-    values = [np.maximum(gauss(plane, FINE_SIGMA * diameter, TRUNCATE), 0).ravel() for plane in planes]
+    values = list(in_order(lambda plane: np.maximum(gauss(plane, FINE_SIGMA * diameter, TRUNCATE), 0).ravel(), planes))
     pooled = np.concatenate(values) if values else np.zeros(1)
     # White noise of a pixel, smoothed by a Gaussian of s pixels, has 1 / (2 sqrt(pi) s) of its deviation.
     smoothed = noise / max(1.0, 2 * math.sqrt(math.pi) * BROAD_SIGMA * diameter)
