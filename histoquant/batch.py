@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from histoquant import cluster, steps, store
+from histoquant import cluster, store
 from histoquant.analysis.counting import count_animals, count_groups
 from histoquant.cluster import Inline, Limits
+from histoquant.cores import available_cores
 from histoquant.errors import HistoquantError
 from histoquant.footprint import PROCESS_BYTES
 from histoquant.inputs import Checked
+from histoquant.job import release
 from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, empty, shaped
 from histoquant.report.html import render_report
 from histoquant.runstate import Failure, Progress, RunState
@@ -53,7 +55,7 @@ def check_study(checked: Checked) -> tuple[list[str], list[Failure]]:
         All faults of all other slides.
     """
     extents, failures = check_slides(checked, Inline())
-    steps.release()
+    release()
     return list(extents), failures
 
 
@@ -114,7 +116,7 @@ def _analysed(
     state: RunState, number: int | None, limits: Limits, progress: Callable[[Progress], None]
 ) -> tuple[list[Failure], dict[str, SlideReport]]:
     """Analyse all slides; return what failed, and the reports of the others in the order of the sheet."""
-    wanted = cluster.available_cores() if number is None else number
+    wanted = available_cores() if number is None else number
     memory = cluster.available_memory() if limits.memory_gb is None else int(limits.memory_gb * 1e9)
     room = max(PROCESS_BYTES, memory - PROCESS_BYTES)  # beside this process
     with cluster.workers(min(wanted, room // PROCESS_BYTES), memory_bytes=room) as workers:

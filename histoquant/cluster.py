@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from histoquant.cores import available_cores as available_cores
+from histoquant.cores import available_cores
 from histoquant.errors import InputError, WorkerDiedError, WorkerError
 
 POLL_S = 0.1

@@ -11,7 +11,8 @@ import numpy as np
 
 from histoquant import __version__, store
 from histoquant.analysis.positivity import Threshold
-from histoquant.steps import Joined, SlideReport, finish_slide, unchanged
+from histoquant.job import unchanged
+from histoquant.steps import Joined, SlideReport, finish_slide
 from histoquant.store import content_key
 
 ALWAYS = ("cells.parquet", "regions.csv", "sensitivity.csv", "labels.ome.tif", "overview.png", "provenance.json")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histoquant import steps, store
+from histoquant import store
 from histoquant.batch import Outcome, Progress, run_study
 from histoquant.errors import HistoquantError, InputError, raise_all
 from histoquant.inputs import restated_inputs, single_faults
+from histoquant.job import Job, source_hashes
 from histoquant.report.run import FINISHED
-from histoquant.steps import Job
 from histoquant.store import RunFolder
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _source_faults(job: Job, told: Mapping[str, Any] | None) -> Iterator[Histoqu
         return
     row = job.slide
     try:
-        found = steps.source_hashes(job)
+        found = source_hashes(job)
         regions = store.sha256_of(row.regions) if row.regions else None
     except HistoquantError as error:
         yield from single_faults(error)

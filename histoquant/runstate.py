@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from histoquant import __version__, cluster, lock, registry, store
+from histoquant import __version__, lock, registry, store
 from histoquant.analysis.positivity import Threshold
+from histoquant.cores import available_cores
 from histoquant.errors import StoreError
 from histoquant.inputs import Checked, stated_inputs
 from histoquant.lock import Holder
@@ -170,7 +171,7 @@ class RunState:
                 "host": socket.gethostname(),
                 "platform": platform.platform(),
                 "python": platform.python_version(),
-                "cores": cluster.available_cores(),
+                "cores": available_cores(),
                 "process": os.getpid(),
                 "process_born": Holder.this_process().born,
             },

@@ -17,9 +17,10 @@ from histoquant.errors import HistoquantError, InputError, StoreError, WorkerDie
 from histoquant.finished import finish_once
 from histoquant.footprint import PROCESS_BYTES
 from histoquant.inputs import Checked, single_faults
+from histoquant.job import Job
 from histoquant.model.study import StudySlide
 from histoquant.runstate import Failure, Progress, RunState
-from histoquant.steps import Extent, Job, Joined, SlideReport
+from histoquant.steps import Extent, Joined, SlideReport
 from histoquant.store import RunFolder
 
 UNEXPECTED_REMEDY = "See error.log in the slide's folder; report it with that file if the input is sound."

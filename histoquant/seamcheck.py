@@ -21,10 +21,11 @@ from histoquant.batch import Progress
 from histoquant.cluster import Workers
 from histoquant.errors import InputError
 from histoquant.inputs import read_recipe
+from histoquant.job import Job, open_slide, release
 from histoquant.model.slide import Box
 from histoquant.model.study import StudySlide
 from histoquant.pipeline import Measured, TileResult, analyse_tile, join, plan_slide
-from histoquant.steps import BLOCK_TILES, Job
+from histoquant.steps import BLOCK_TILES
 from histoquant.work import Work
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def seamcheck(
     try:
         steps.check(job)
         core_px = read.tiles.core_px
-        height, width = steps.open_slide(row).shape
+        height, width = open_slide(row).shape
         shift = shift_px or (min(core_px, height) // 2, min(core_px, width) // 2)
         offsets = ((0, 0), shift)
         bare = [plan_tiles((height, width), core_px=core_px, halo_px=0, offset_px=offset) for offset in offsets]
@@ -161,7 +162,7 @@ def seamcheck(
                 measured.append(join(parts, work))
         return _compared(measured, plans, work, shift)
     finally:
-        steps.release()
+        release()
         shutil.rmtree(root, ignore_errors=True)
 
 

@@ -16,10 +16,11 @@ from histoquant import cluster, registry, steps
 from histoquant.analysis.agreement import pool, score_labels
 from histoquant.batch import Progress
 from histoquant.errors import HistoquantError, InputError, raise_all
+from histoquant.job import Job, release
 from histoquant.model.recipe import Tiles, build_recipe
 from histoquant.model.study import StudySlide
 from histoquant.pipeline import plan_slide
-from histoquant.steps import BLOCK_TILES, Job, Joined
+from histoquant.steps import BLOCK_TILES, Joined
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +80,7 @@ def segment_image(
         progress(Progress(n_blocks + 1, n_blocks + 1, "labels"))
         assert -(-len(plan_slide(work)) // BLOCK_TILES) == n_blocks
     finally:
-        steps.release()
+        release()
         shutil.rmtree(root, ignore_errors=True)
     notes = list(work.survey.notes)
     if measured.n_cut:

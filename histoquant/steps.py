@@ -5,10 +5,8 @@ What travels between the driver and the workers is a `Job`, a key, and small tab
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,26 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histoquant import __version__, pipeline, registry, store
-from histoquant.analysis.counting import IDENTITY
+from histoquant import __version__, pipeline, store
 from histoquant.analysis.positivity import Threshold
 from histoquant.analysis.runs import Runs, paint
-from histoquant.errors import Faults, FormatError, HistoquantError, RegionError, StoreError, raise_all
+from histoquant.errors import Faults, HistoquantError, RegionError, raise_all
 from histoquant.footprint import tile_bytes
+from histoquant.job import Job, Stamp, open_slide, reader_fingerprint, source_hashes, stamp_of, unchanged
 from histoquant.model.geometry import slide_rectangle
 from histoquant.model.panel import bound, counterstain_of
-from histoquant.model.recipe import RESULT_VERSION, Recipe
+from histoquant.model.recipe import RESULT_VERSION
 from histoquant.model.region import Region, resolve
 from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Slide
-from histoquant.model.study import StudySlide
-from histoquant.model.tables import REGIONS
 from histoquant.ometiff import BAND_PX, write_ome_tiff
 from histoquant.picture import Picture, look, look_px, shrink
 from histoquant.pipeline import Measured
 from histoquant.readers.outlines import read_outlines
 from histoquant.report.figures import draw_overview, draw_refused
-from histoquant.store import RunFolder, content_key, sha256_of
+from histoquant.store import content_key, sha256_of
 from histoquant.survey import Survey, segmenter_fingerprint, segmenter_parameters, survey
 from histoquant.work import Work
 
@@ -47,53 +43,6 @@ BLOCK_TILES = 4
 """Tiles of one block: seconds of work, so that handing it out costs nothing beside doing it."""
 
 OVERVIEW_PX = 1500
-
-Stamp = tuple[tuple[str, int, int], ...]
-"""Path, size and time of change (ns) of every file of a slide."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One slide of a study, to be analysed into a run folder.
-
-    ``stamp`` tells how its files were when the run began; empty when nobody looks whether they stay so.
-    """
-
-    slide: StudySlide
-    recipe: Recipe
-    root: Path
-    stamp: Stamp = ()
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run folder."""
-        return RunFolder(self.root)
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What every row about this slide tells of it: where it belongs, and the sheet's further columns."""
-        told = {name: getattr(self.slide, name) for name in IDENTITY}
-        position = self.slide.section_position_um
-        further = {"section_position_um": "" if position is None else f"{position:g}"} | self.slide.extra
-        return told | {f"sheet_{name}" if name in REGIONS else name: value for name, value in further.items()}
-
-
-_open: dict[tuple[Path, str | None, float | None], Slide] = {}
-
-
-def open_slide(row: StudySlide) -> Slide:
-    """Open the slide of a row; a worker keeps one open, and closes it when it turns to the next."""
-    key = (row.path, row.scene, row.pixel_size_um)
-    if key not in _open:
-        release()
-        _open[key] = registry.open_slide(row.path, scene=row.scene, pixel_size_um=row.pixel_size_um)
-    return _open[key]
-
-
-def release() -> None:
-    """Close the slide this process keeps open."""
-    while _open:
-        _open.popitem()[1].close()
 
 
 @dataclass(frozen=True)
@@ -179,73 +128,6 @@ def regions_of(job: Job, slide_um: tuple[float, float], pixel_size_um: float, ti
     return resolve(drawn, rules, slide=slide_um, tissue=tissue, overlap=recipe.count.overlap, slide_name=row.slide_id)
 
 
-def source_hashes(job: Job) -> dict[str, str]:
-    """Return the sha256 of every file of a slide, by its path below the folder that holds them all.
-
-    Names alone would not do: the chunks of a Zarr slide share theirs.
-    """
-    files = registry.slide_files(job.slide.path)
-    folder = os.path.commonpath([file.parent for file in files])
-    return {file.relative_to(folder).as_posix(): store.sha256_of(file) for file in files}
-
-
-def stamp_of(row: StudySlide) -> Stamp:
-    """Return path, size and time of change of every file of a slide.
-
-    Raises
-    ------
-    FormatError
-        If there is no such file, or it may not be looked at.
-    """
-    try:
-        stamps = [(file, file.stat()) for file in registry.slide_files(row.path)]
-    except HistoquantError:
-        raise
-    except OSError as error:
-        raise FormatError(
-            f"Slide '{row.slide_id}': its file cannot be looked at: {error.strerror or error}.",
-            "Correct its path in the sample sheet, or ask for the permission to read it.",
-        ) from error
-    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stamps)
-
-
-@contextlib.contextmanager
-def unchanged(job: Job) -> Iterator[None]:
-    """Do something with a slide's files, and make sure that they are before and after what the run began with.
-
-    Raises
-    ------
-    FormatError
-        If they are not; then that is the reason for whatever went wrong.
-    """
-    _compare(job)
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception:
-        _compare(job)
-        raise
-    _compare(job)
-
-
-def _compare(job: Job) -> None:
-    name = f"Slide '{job.slide.slide_id}'"
-    try:
-        if job.stamp in ((), stamp_of(job.slide)):
-            return
-    except OSError as error:
-        reason = getattr(error, "message", None) or f"{error.strerror or error}."
-        raise FormatError(
-            f"{name}: its file cannot be read any more: {reason}",
-            "Bring the file or its disk back, then run the same command again.",
-        ) from error
-    raise FormatError(
-        f"{name}: its file was changed while the run worked on it.",
-        "Wait until nothing writes to it, then run the same command again.",
-    )
-
-
 def survey_slide(job: Job) -> str:
     """Survey a slide unless that was done before, and return the key of the survey."""
     recipe, blocks = job.recipe, job.folder.blocks
@@ -267,11 +149,6 @@ def survey_slide(job: Job) -> str:
         # The sums go along, so that the end of a slide's path need not read the whole file for them again.
         blocks.write(key, told.arrays() | {"sources": np.frombuffer(json.dumps(sources).encode(), dtype=np.uint8)})
     return key
-
-
-def reader_fingerprint(job: Job) -> str:
-    """Return which plug-in reads a slide."""
-    return registry.fingerprint_of("reader", registry.reader_of(job.slide.path).name)
 
 
 def sources_of(job: Job, survey_key: str) -> dict[str, str]:
@@ -327,7 +204,7 @@ def analyse_block(job: Job, survey_key: str, index: int) -> bool:
 
 
 def _analysed(work: Work, index: int) -> tuple[dict[str, NDArray[Any]], dict[str, pd.DataFrame]]:
-    """Return label tiles and tables of a block."""
+    """Return the labels of a block's tiles, as runs, and its tables."""
     import pandas as pd
 
     plan = pipeline.plan_slide(work)

@@ -13,7 +13,7 @@ import numpy as np
 from histoquant import registry
 from histoquant.analysis.background import Background, estimate, find_tissue, outline
 from histoquant.analysis.compiled import compiled
-from histoquant.analysis.filters import gauss, opened
+from histoquant.analysis.filters import TRUNCATE, gauss, opened
 from histoquant.model.panel import bound, channel_of
 from histoquant.model.recipe import BackgroundSettings, Recipe, Segment, plugin_parameters
 from histoquant.model.slide import Box, Slide
@@ -34,7 +34,7 @@ SPECK_HEADROOM = 1.5
 
 FILL_SIGMA_UM = 1.5
 FILL_BELOW = 0.3
-FILL_REACH_UM = max(SPECK_UM, 3 * FILL_SIGMA_UM)
+FILL_REACH_UM = max(SPECK_UM, TRUNCATE * FILL_SIGMA_UM)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +174,7 @@ def normalised(
     first, *others = (_scaled(raw[c], told.at(box, c), told.scale[c]) for c in segmented)
     if not others:
         return first
-    shown = gauss(first, FILL_SIGMA_UM / pixel_size_um, 3.0)
+    shown = gauss(first, FILL_SIGMA_UM / pixel_size_um)
     fading = np.clip(1 - shown / np.float32(FILL_BELOW), 0, 1)
     side = max(1, round(SPECK_UM / pixel_size_um))
     for plane in others:

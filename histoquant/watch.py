@@ -15,9 +15,9 @@ from histoquant.batch import Outcome
 from histoquant.controls import sections_deciding
 from histoquant.errors import HistoquantError, InputError
 from histoquant.inputs import Checked, load
+from histoquant.job import Job, release
 from histoquant.model.panel import called_markers
 from histoquant.model.study import OPTIONAL, REQUIRED, StudySlide
-from histoquant.steps import Job
 
 LOOK_EVERY_S = 5.0
 """A folder of thousands of files is looked through in milliseconds; a scanner writes a slide in minutes."""
@@ -156,7 +156,7 @@ class Watch:
         except Exception as error:  # noqa: BLE001 - a half-written file makes decoders raise anything; it is told
             return f"cannot be opened yet: {type(error).__name__}: {error}"
         finally:
-            steps.release()
+            release()
         return ""
 
     def _tell_once(self, checked: Checked, waiting: Mapping[str, str], unlisted: Sequence[str]) -> None:

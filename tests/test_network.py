@@ -21,12 +21,12 @@ from histoquant.phantom.assays import Subject, make_section
 from histoquant.phantom.optics import paint, paint_labels
 from histoquant.phantom.plan import PhantomPlan
 from histoquant.pipeline import analyse_tile, join, plan_slide
-from histoquant.registry import fingerprint_of, load
+from histoquant.registry import load
 from histoquant.segmenters import network
 from histoquant.segmenters.network import Network
 from histoquant.segmenters.watershed import Watershed
 from histoquant.single import segment_image
-from histoquant.survey import alone, survey
+from histoquant.survey import alone, segmenter_fingerprint, survey
 from histoquant.testing import check_segmenter
 from histoquant.work import Work
 from tests.conftest import DATA, write_slide
@@ -273,11 +273,11 @@ def test_tampered_or_missing_weights_are_refused(field, monkeypatch, tmp_path):
 
 
 def test_the_weights_are_part_of_the_fingerprint(monkeypatch):
-    told = fingerprint_of("segmenter", "network")
+    segment = parse_recipe(RECIPE.format(core_px=512)).segment
+    told = segmenter_fingerprint(segment)
     assert network.WEIGHTS_SHA256 in told
     monkeypatch.setattr(Network, "weights_sha256", "0" * 64)
-    assert fingerprint_of("segmenter", "network") != told
-    assert "weights" not in fingerprint_of("segmenter", "watershed")
+    assert segmenter_fingerprint(segment) != told
 
 
 def test_neither_torch_nor_a_download_is_needed(tmp_path):

@@ -192,7 +192,7 @@ def test_what_cannot_be_repeated_is_one_sentence(run, tmp_path, histoquant):
 
 
 def test_the_chunks_of_a_folder_are_told_apart(tmp_path):
-    from histoquant.steps import Job, source_hashes
+    from histoquant.job import Job, source_hashes
 
     class Row:
         path = tmp_path / "s.zarr"

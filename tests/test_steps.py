@@ -10,8 +10,8 @@ from histoquant import cluster, picture, steps
 from histoquant.analysis.runs import Runs
 from histoquant.batch import run_study
 from histoquant.inputs import load
+from histoquant.job import Job, release, source_hashes
 from histoquant.pipeline import analyse_tile, plan_slide
-from histoquant.steps import Job
 
 
 class InThisProcess(cluster.Inline):
@@ -53,7 +53,7 @@ def test_a_run_hashes_each_slide_once_and_says_what_it_surveyed(checked, tmp_pat
     assert sorted(hashed) == ["good_1", "good_2"]
     for row in checked.study.included:
         told = json.loads((tmp_path / "out" / "slides" / row.slide_id / "provenance.json").read_text("utf-8"))
-        assert told["sources"] == steps.source_hashes(Job(row, checked.recipe, tmp_path / "out"))
+        assert told["sources"] == source_hashes(Job(row, checked.recipe, tmp_path / "out"))
     hashed.clear()
     run_study(checked, tmp_path / "out", workers=1)
     assert sorted(hashed) == ["good_1", "good_2"]  # a new run trusts no earlier hash
@@ -79,7 +79,7 @@ def test_the_overview_of_a_large_slide_needs_no_second_look(job, monkeypatch):
     asked.clear()
     assert steps.picture_of(job, key, work).px == 1
     assert asked
-    steps.release()
+    release()
 
 
 def test_a_block_keeps_runs_and_no_label_image(job):
@@ -92,4 +92,4 @@ def test_a_block_keeps_runs_and_no_label_image(job):
     assert all(np.array_equal(a, b) for a, b in zip(vars(held).values(), vars(found.runs).values(), strict=True))
     assert held.length.sum() == found.cells["area_px"].sum() > 10_000
     assert sum(array.nbytes for array in arrays.values()) < 0.05 * 4 * np.prod(work.slide.shape)
-    steps.release()
+    release()

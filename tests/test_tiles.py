@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from histoquant.analysis.tiles import Tile, canonical, kept, own, plan_tiles
+from histoquant.analysis.tiles import Tile, canonical, own, plan_tiles
 from histoquant.errors import InputError
 from histoquant.model.slide import Box
 
@@ -91,11 +91,6 @@ def test_the_number_an_object_was_given_is_told(numbers):
         assert np.array_equal(np.concatenate([np.zeros(1, given.dtype), found.given])[found.labels], image)
         firsts = [np.argmax(found.labels.ravel() == i) for i in range(1, len(found.given) + 1)]
         assert firsts == sorted(firsts)
-
-
-def test_objects_that_are_kept_keep_their_numbers():
-    labels = np.array([[0, 1, 1], [2, 0, 3]], dtype=np.uint32)
-    assert kept(labels, np.array([True, False, True])).tolist() == [[0, 1, 1], [0, 0, 3]]
 
 
 def test_a_centroid_far_from_the_slides_corner_is_exact():

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 OCTAVES_PX = (4, 8, 16, 32, 64)
 NOISE_FACTOR = 8.0
 """How far a blob must stand out of smoothed white noise: that of real images is correlated, and smoothed away less."""
-TRUNCATE = 3.0
 
 
 def typical_blob(planes: list[NDArray[np.float32]], noise: float) -> tuple[float, float] | None:
@@ -89,11 +88,11 @@ def _blobs(plane: NDArray[np.float32], noise: float) -> NDArray[np.float64]:
             break
         scales = octave / factor * 2.0 ** (np.arange(-1, 4) / 3)
         sigmas = scales / math.sqrt(8)
-        answer = np.stack([blob_answer(small, s, TRUNCATE) for s in sigmas])
+        answer = np.stack([blob_answer(small, s) for s in sigmas])
         floor = np.maximum(NOISE_FACTOR * noise / factor / (math.sqrt(2 * math.pi) * sigmas), 1e-3)
         for k in (1, 2, 3):  # the first and last scale only tell whether their neighbours are maxima
             blob = _tops(answer[k - 1 : k + 2], floor[k])
             height = answer[k][blob]
-            light = np.maximum(gauss(small, sigmas[k] / 2, TRUNCATE)[blob], height)
+            light = np.maximum(gauss(small, sigmas[k] / 2)[blob], height)
             found.append(np.stack([np.full(len(height), scales[k] * factor), light, height**2 / light]))
     return np.concatenate(found, axis=1)

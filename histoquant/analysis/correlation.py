@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant.analysis.compiled import compiled
+from histoquant.analysis.filters import TRUNCATE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
 CORRELATION_SIGMA_UM = 0.8
 """Smoothing before two channels are compared pixel by pixel; well below the size of a nucleus."""
-
-TRUNCATE = 3.0
-"""Standard deviations at which the kernel ends."""
 
 
 def correlation(

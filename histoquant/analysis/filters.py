@@ -16,11 +16,14 @@ from histoquant.analysis.compiled import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+TRUNCATE = 3.0
+"""Where a Gaussian is cut off, in standard deviations."""
+
 STRETCH_PX = 64
 """Pixels looked at together where most stretches hold no change: many at a time, which a search one by one is not."""
 
 
-def gauss(image: NDArray[np.float32], sigma: float, truncate: float) -> NDArray[np.float32]:
+def gauss(image: NDArray[np.float32], sigma: float, truncate: float = TRUNCATE) -> NDArray[np.float32]:
     """Return an image smoothed by a Gaussian that is cut off at ``truncate`` standard deviations.
 
     Parameters
@@ -33,7 +36,7 @@ def gauss(image: NDArray[np.float32], sigma: float, truncate: float) -> NDArray[
     return _separable(np.ascontiguousarray(image), weights, weights)
 
 
-def blob_answer(image: NDArray[np.float32], sigma: float, truncate: float) -> NDArray[np.float32]:
+def blob_answer(image: NDArray[np.float32], sigma: float, truncate: float = TRUNCATE) -> NDArray[np.float32]:
     """Return how strongly bright blobs answer: the negative Laplacian of Gaussian, normalised by sigma squared.
 
     Parameters

@@ -128,17 +128,6 @@ def canonical(labels: NDArray[np.integer]) -> NDArray[np.uint32]:
     return _canonical(labels)[0]
 
 
-def kept(labels: NDArray[np.uint32], keep: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    """Return canonical labels with the numbers they have, without the objects that are not kept.
-
-    Parameters
-    ----------
-    keep : (n,) bool
-        Whether object ``i + 1`` stays.
-    """
-    return _kept(labels.ravel(), np.concatenate([[False], keep])).reshape(labels.shape)
-
-
 def _canonical(labels: NDArray[np.integer]) -> tuple[NDArray[np.uint32], NDArray[np.integer]]:
     """Return canonical labels, and the number that each object was given."""
     labels = np.asarray(labels)
@@ -178,14 +167,6 @@ def _renumbered(flat: NDArray[Any], names: NDArray[np.uint32]) -> NDArray[np.uin
             names[label] = n
         renumbered[i] = names[label]
     return renumbered
-
-
-@compiled
-def _kept(flat: NDArray[np.uint32], keep: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    kept = np.empty_like(flat)
-    for i in range(flat.size):
-        kept[i] = flat[i] if keep[flat[i]] else 0
-    return kept
 
 
 @compiled

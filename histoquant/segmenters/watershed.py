@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from histoquant.analysis.basins import local_basins, of_size
 from histoquant.analysis.blobs import NOISE_FACTOR, median_diameter, typical_blob
 from histoquant.analysis.compiled import compiled
-from histoquant.analysis.filters import brushed, capped_distance, gauss, opened, without_holes
+from histoquant.analysis.filters import TRUNCATE, brushed, capped_distance, gauss, opened, without_holes
 from histoquant.errors import InputError
 from histoquant.segmenters.planes import plane_of, with_signal
 from histoquant.threads import in_order
@@ -45,7 +45,6 @@ BRUSH = 0.04  # radius of the opening that takes off filaments
 DISTANCE_CAP = 0.6
 DISTANCE_SIGMA = 0.05
 JOIN_BRIGHTNESS = 0.95  # a summit joins a brighter one when the way there stays above this part of its height
-TRUNCATE = 3.0
 HAZE_TRUNCATE = 2.0
 # Exact reach of the filters, then one basin for step 2 and two for step 4: whether a summit joins another depends
 # on the neighbour's, half a diameter behind the common border. 288 crops of 48 real images differed from the whole
@@ -248,11 +247,11 @@ def _labels(
     """Return the (y, x) labels of a plane; the diameter is in pixels."""
     if not image.size:
         return np.zeros(image.shape, dtype=np.uint32)
-    broad = gauss(image, BROAD_SIGMA * diameter, TRUNCATE)
+    broad = gauss(image, BROAD_SIGMA * diameter)
     if broad.max() <= threshold:  # bare glass: no summit can be a nucleus
         return np.zeros(image.shape, dtype=np.uint32)
     haze = _haze(broad, diameter)
-    fine = gauss(image, FINE_SIGMA * diameter, TRUNCATE)
+    fine = gauss(image, FINE_SIGMA * diameter)
     fine -= haze
     clear = np.subtract(broad, haze, out=haze)
 
@@ -267,7 +266,7 @@ def _labels(
     del fine
     mask = brushed(without_holes(mask, HOLE * diameter), max(1, round(BRUSH * diameter)))
 
-    distance = gauss(capped_distance(mask, DISTANCE_CAP * diameter), DISTANCE_SIGMA * diameter, TRUNCATE)
+    distance = gauss(capped_distance(mask, DISTANCE_CAP * diameter), DISTANCE_SIGMA * diameter)
     _weigh(distance, clear, basin, height_of)
     del clear, basin
     labels, _ = local_basins(distance, mask, join=params.split, rounds=2)
@@ -321,7 +320,7 @@ def _threshold(planes: list[NDArray[np.float32]], diameter: float, noise: float)
     """Return half of Otsu's threshold of what stands above background, at least well above smoothed noise."""
     from skimage.filters import threshold_otsu
 
-    values = list(in_order(lambda plane: np.maximum(gauss(plane, FINE_SIGMA * diameter, TRUNCATE), 0).ravel(), planes))
+    values = list(in_order(lambda plane: np.maximum(gauss(plane, FINE_SIGMA * diameter), 0).ravel(), planes))
     pooled = np.concatenate(values) if values else np.zeros(1)
     # White noise of a pixel, smoothed by a Gaussian of s pixels, has 1 / (2 sqrt(pi) s) of its deviation.
     smoothed = noise / max(1.0, 2 * math.sqrt(math.pi) * BROAD_SIGMA * diameter)

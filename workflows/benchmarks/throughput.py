@@ -27,8 +27,9 @@ from histoquant import registry, steps
 from histoquant.analysis.tiles import plan_tiles
 from histoquant.controls import batch_thresholds
 from histoquant.inputs import load
+from histoquant.job import Job
 from histoquant.model.slide import Box
-from histoquant.steps import Job, Joined
+from histoquant.steps import Joined
 
 TILE_PX = 2048
 SCRIPT_SIDE_PX = 6144
@@ -36,7 +37,7 @@ SCRIPT_SIDE_PX = 6144
 
 STAGES = (
     (0, "steps.py", "survey_slide"),
-    (1, "steps.py", "source_hashes"),
+    (1, "job.py", "source_hashes"),
     (1, "survey.py", "survey"),
     (0, "steps.py", "analyse_block"),
     (1, "picture.py", "flat_pixels"),
