@@ -174,7 +174,7 @@ def _ask(pool: str, call: bytes, limit_s: float | None) -> Any:
 
 @contextlib.contextmanager
 def _dask_threads(number: int) -> Iterator[Executor]:
-    """Give a dask executor with a number of threads in this process; it opens no port."""
+    """Give a dask executor with a number of threads in this process; nobody outside this machine can reach it."""
     import dask
     from distributed import Client, LocalCluster
 
@@ -193,7 +193,9 @@ def _dask_threads(number: int) -> Iterator[Executor]:
             n_workers=1,
             threads_per_worker=number,
             processes=False,
-            dashboard_address=None,
+            # Without an address dask's servers listen on all interfaces, and two runs quarrel over one port.
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
             memory_limit=0,
             silence_logs=50,
             local_directory=scratch,

@@ -60,6 +60,11 @@ REACH = 5.0
 MAX_ROUNDS = 4
 MOST_STEP = 1.6
 
+OTHER_STARTS = (0.5, 0.71, 1.41, 2.0)
+LOOKED_AT = 4  # windows; a diameter of half the size costs four times as much to look at
+SURER = 0.05  # of 136 real images, any margin from 0.05 to 0.10 chose the same diameters
+OWN_SIZE = 0.16
+
 
 class NetworkParams(BaseModel):
     """Parameters of the bundled network."""
@@ -134,7 +139,8 @@ class Network:
     def survey(self, samples: list[NDArray[np.float32]], pixel_size_um: float) -> NetworkParams:
         """Fill in the diameter from sample windows of a slide.
 
-        It starts from what the watershed finds, and is then replaced by the median size of the network's own objects
+        It starts from what the watershed finds, turns to a much smaller or larger one when the network is surer at
+        that and finds nuclei of just that size, and is then replaced by the median size of the network's own objects
         until it stays.
 
         Parameters
@@ -151,10 +157,12 @@ class Network:
             return self.params
         start = Watershed(Watershed.Params()).survey(samples, pixel_size_um).diameter_um
         assert start is not None  # survey() leaves no None
-        diameter = first = start / pixel_size_um
         planes = with_signal([plane_of(sample) for sample in samples])
+        if not planes:
+            return self.params.model_copy(update={"diameter_um": start})
+        diameter = first = self._surest(start / pixel_size_um, planes)
         for _ in range(MAX_ROUNDS):
-            found = median_diameter([_labels(plane, diameter, self.params) for plane in planes]) if planes else None
+            found = median_diameter([_labels(plane, diameter, self.params) for plane in planes])
             if found is None:
                 break
             # Bounded: fragments in a few bad rounds must not throw a good estimate away.
@@ -162,6 +170,26 @@ class Network:
             if abs(math.log(diameter / previous)) < 0.03:
                 break
         return self.params.model_copy(update={"diameter_um": min(diameter * pixel_size_um, 200.0)})
+
+    def _surest(self, start: float, planes: list[NDArray[np.float32]]) -> float:
+        """Return the diameter in pixels, ``start`` or far from it, at which the network is surest of what it says.
+
+        Another than the first must be believed clearly more, and lead to objects of its own size: at a wrong one the
+        network finds parts of nuclei, or clumps, but is in doubt.
+        """
+        planes = planes[:: max(1, len(planes) // LOOKED_AT)]
+        best, most = start, _certainty(planes, start) + SURER
+        for factor in OTHER_STARTS:
+            diameter = start * factor
+            if diameter < MIN_DIAMETER_PX:
+                continue
+            sure = _certainty(planes, diameter)
+            if sure <= most:
+                continue
+            found = median_diameter([_labels(plane, diameter, self.params) for plane in planes])
+            if found is not None and abs(math.log(found / diameter)) < OWN_SIZE:
+                best, most = diameter, sure
+        return best
 
     def __call__(self, image: NDArray[np.float32], pixel_size_um: float) -> NDArray[np.uint32]:
         """Label the nuclei of one crop.
@@ -216,6 +244,13 @@ def _labels(image: NDArray[np.float32], diameter: float, params: NetworkParams) 
     disc = math.pi / 4 * WORKING_PX**2
     labels = of_size(labels, params.min_area * disc, np.inf)
     return labels_at(labels, probability, params.probability, scale, image.shape)
+
+
+def _certainty(planes: list[NDArray[np.float32]], diameter: float) -> float:
+    """Return how sure the network is of pixels that may be nucleus, 0 to 1."""
+    said = [_maps(plane, WORKING_PX / diameter)[0] for plane in planes]
+    doubt = np.concatenate([probability[probability > 0.1] for probability in said])
+    return float(np.abs(2 * doubt - 1).mean()) if len(doubt) else 0.0
 
 
 def _maps(image: NDArray[np.float32], scale: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
