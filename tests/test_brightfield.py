@@ -17,6 +17,7 @@ from histoquant.model.panel import bound
 from histoquant.model.recipe import parse_recipe
 from histoquant.model.slide import Box
 from histoquant.stained import stained, stains_of
+from histoquant.starter import write_starter
 from tests.conftest import RECIPE, make_scene, write_slide
 
 WHITE = (240.0, 238.0, 242.0)
@@ -260,6 +261,16 @@ def test_segment_and_init_take_the_hematoxylin(tmp_path, section, histoquant):
     assert "nuclei by their hematoxylin" in told
     assert 'stain = "hematoxylin"' in (tmp_path / "recipe.toml").read_text("utf-8")
     histoquant("check", sheet, "--recipe", tmp_path / "recipe.toml", check=True)
+
+
+def test_a_folder_of_both_kinds_is_told_apart(tmp_path, section, scene):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    write_rgb(slides / "a.tif", section[1])
+    write_slide(slides / "b.ome.tif", scene.pixels)
+    told = write_starter(slides, tmp_path / "study.csv", pixel_size_um=0.5)
+    assert any("1 of the slides are brightfield pictures" in line for line in told)
+    assert 'channel = "DAPI"' in (tmp_path / "recipe.toml").read_text("utf-8")
 
 
 def test_nuclei_of_a_real_h_dab_section(tmp_path, histoquant):

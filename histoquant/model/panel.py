@@ -168,7 +168,7 @@ def _check_brightfield(panel: Panel, slide: Slide) -> None:
             f"are stains: {named}; it has channels {', '.join(slide.channels)}.",
             "Name these channels under [panel] in the recipe, or leave the slide out of this study.",
         )
-    unmixed = slide.dtype.kind == "f"
+    unmixed = named_stains(panel) <= set(slide.channels)
     if not unmixed and (str(slide.dtype) != "uint8" or len(slide.channels) != 3):
         raise InputError(
             f"Slide '{slide.name}': stains are unmixed from 8-bit red, green and blue, not from "
