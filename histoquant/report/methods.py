@@ -64,7 +64,8 @@ def _stains(run: Run) -> str:
     pairs = [stains for stains in told if len(stains["names"]) == 2]
     estimated, white = sum(stains["estimated"] for stains in pairs), sum(s["white_share"] > 0 for s in told)
     return (
-        f"Amounts of {' and '.join(names)} are optical densities, found by colour deconvolution (Ruifrok & Johnston 2001)"
+        f"Amounts of {' and '.join(names)} are optical densities, found by colour deconvolution "
+        "(Ruifrok & Johnston 2001)"
         + (f" with stain vectors estimated on {estimated} of {plural(len(pairs), 'section')}" if estimated else "")
         + (" and reference vectors on the others" if 0 < estimated < len(told) else "")
         + ("" if estimated else " with reference stain vectors")
