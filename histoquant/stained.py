@@ -22,6 +22,9 @@ from histoquant.threads import in_order
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MOST_LOOKED_PX = 1_000_000
+"""Enough to know colours by, evenly taken from the whole slide; a hundred megabytes of optical densities."""
+
 CLIPPED_PARTS = 48
 """Parts of the full resolution in which black pixels are counted: evenly spread ones, and all of a small slide."""
 
@@ -92,7 +95,9 @@ def stains_of(slide: Slide, recipe: Recipe) -> Found | None:
     segment = recipe.segment if isinstance(recipe.segment.z, int) else recipe.segment.model_copy(update={"z": "mean"})
     coarse, _ = look(slide, (0, 1, 2), segment)
     beside = next((name for name in REFERENCES if name in named), None)
-    stains = find_stains(coarse.reshape(3, -1), beside, estimated=recipe.stains.vectors == "estimated")
+    seen = coarse.reshape(3, -1)
+    seen = seen[:, :: max(1, seen.shape[1] // MOST_LOOKED_PX)]
+    stains = find_stains(seen, beside, estimated=recipe.stains.vectors == "estimated")
 
     boxes = parts(slide)
     chosen = np.unique(np.linspace(0, len(boxes) - 1, min(len(boxes), CLIPPED_PARTS)).round().astype(int))

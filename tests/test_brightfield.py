@@ -113,14 +113,15 @@ def test_nuclei_and_the_dab_on_them_are_recovered_whatever_the_tiles(tmp_path, s
     assert any("Beer-Lambert" in note for note in told["notes"])
 
 
-def test_vectors_are_estimated_unless_the_recipe_says_otherwise_and_refusals_are_told(tmp_path, section):
-    _, picture = section
-    write_rgb(tmp_path / "a.tif", picture)
+def test_an_estimate_that_is_refused_is_told(tmp_path, section):
+    """DAB lies on nuclei only here: all that is brown is a mixture, and the reference is taken."""
+    write_rgb(tmp_path / "a.tif", section[1])
     outcome = run(tmp_path, IHC, SHEET)
     told = json.loads((tmp_path / "out" / "slides" / "a" / "provenance.json").read_text("utf-8"))["stains"]
-    assert told["estimated"] is (told["refused"] == "")
-    assert len(told["angles_deg"]) == 2
-    assert [note for note in outcome.notes if "stain vectors of hematoxylin and dab" in note]
+    assert not told["estimated"]
+    assert "dab would be" in told["refused"]
+    np.testing.assert_array_equal(told["vectors"], [HEMATOXYLIN, REFERENCES["dab"]])
+    assert [note for note in outcome.notes if "those of the slide were refused: dab would be" in note]
     assert parse_recipe(IHC).fingerprint(measured=True) != parse_recipe(REFERENCE).fingerprint(measured=True)
 
 
