@@ -342,7 +342,12 @@ def _report(outcome: Outcome, tell: _Printer) -> None:
 def segment(
     image: Annotated[Path, typer.Argument(help="Image of any size and format histoquant reads.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Label image to write (OME-TIFF, uint32).")],
-    channel: Annotated[str, typer.Option("--channel", "-c", help="Channel with the nuclei: name or number.")] = "0",
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            "--channel", "-c", help="Channel with the nuclei: name or number (0); of RGB slides a stain (hematoxylin)."
+        ),
+    ] = None,
     segmenter: Annotated[str | None, typer.Option("--segmenter", "-s", help="Name of an installed segmenter.")] = None,
     pixel_size_um: Annotated[float | None, typer.Option("--pixel-size-um", help="When the file does not say.")] = None,
     param: Annotated[list[str] | None, typer.Option("--param", "-p", help="K=V: a field of the recipe's segment or tiles table.")] = None,

@@ -21,6 +21,7 @@ from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Box, Slide
 from histoquant.model.tables import CELLS, MARKER_OBJECTS, shaped
 from histoquant.picture import flat_pixels, parts
+from histoquant.stained import floored
 from histoquant.survey import FILL_REACH_UM, normalised, segmented_channels, segmenter_of, survey
 from histoquant.threads import in_order
 from histoquant.work import Work
@@ -130,7 +131,8 @@ def analyse_tile(work: Work, tile: Tile) -> TileResult:
     told, panel, settings = work.survey, work.panel, work.recipe.measure
     raw = flat_pixels(work.slide, tile.box, told.indices, work.recipe.segment)
     segmented = segmented_channels(work.recipe, panel, told.channels)
-    image = normalised(raw, tile.box, told.background, segmented, work.slide.pixel_size_um)
+    seen = floored(raw, told.stains)
+    image = normalised(seen, tile.box, told.background, segmented, work.slide.pixel_size_um)
     labels = tiles.canonical(segmenter_of(work.recipe, told)(image[None, None], work.slide.pixel_size_um)[0])
     pixels = measure.Pixels(raw, told.channels, told.background, tile.box, work.slide.pixel_size_um)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from histoquant import cluster, registry, steps
 from histoquant.analysis.agreement import pool, score_labels
+from histoquant.analysis.stains import REFERENCES
 from histoquant.batch import Progress
 from histoquant.errors import HistoquantError, InputError, raise_all
 from histoquant.job import Job, release
@@ -32,7 +33,7 @@ def segment_image(
     image: Path,
     out: Path,
     *,
-    channel: str,
+    channel: str | None,
     pixel_size_um: float | None,
     settings: Mapping[str, Any],
     workers: int = 1,
@@ -42,6 +43,9 @@ def segment_image(
 
     Parameters
     ----------
+    channel : str or None
+        Name or number of the channel with the nuclei; of a brightfield picture, the name of a stain. When not given,
+        the first channel, and hematoxylin.
     settings : mapping
         Fields of ``[segment]`` and ``[tiles]`` of a recipe, and parameters of the segmenter.
 
@@ -55,14 +59,13 @@ def segment_image(
         raise InputError(f"There is no folder '{out.parent}' for the label image.", "Make it, or name another --out.")
     tiling = {name: value for name, value in settings.items() if name in Tiles.model_fields}
     segment = {name: value for name, value in settings.items() if name not in tiling}
-    index = int(channel) if channel.isdigit() else channel
-    content = {
-        "panel": {"nuclei": {"channel": index, "role": "counterstain"}},
-        "segment": segment,
-        "tiles": tiling,
-    }
-    recipe = build_recipe(content, source="--param")
     row = StudySlide("image", image, "animal", "group", pixel_size_um=pixel_size_um)
+    try:
+        content = {"panel": {"nuclei": _source(row, channel)}, "segment": segment, "tiles": tiling}
+        recipe = build_recipe(content, source="--param")
+    except HistoquantError:
+        steps.release()
+        raise
     root = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     job = Job(row, recipe, root)
     try:
@@ -83,6 +86,8 @@ def segment_image(
         release()
         shutil.rmtree(root, ignore_errors=True)
     notes = list(work.survey.notes)
+    if work.survey.stains is not None:
+        notes.insert(0, f"a brightfield picture: nuclei are those of {work.survey.channels[0]}")
     if measured.n_cut:
         notes.append(f"{measured.n_cut} object(s) larger than {work.max_object_um:g} um at a seam")
     return {
@@ -92,6 +97,27 @@ def segment_image(
         "segmenter": {"name": recipe.segment.segmenter, **work.survey.segmenter},
         "notes": notes,
     }
+
+
+def _source(row: StudySlide, channel: str | None) -> dict[str, Any]:
+    """Return the marker that shows the nuclei of an image.
+
+    Raises
+    ------
+    InputError
+        If the image is a brightfield picture and the channel is no stain.
+    """
+    if not steps.open_slide(row).brightfield:
+        named = "0" if channel is None else channel
+        return {"channel": int(named) if named.isdigit() else named, "role": "counterstain"}
+    stain = "hematoxylin" if channel is None else channel.casefold()
+    known = ("hematoxylin", *REFERENCES)
+    if stain not in known:
+        raise InputError(
+            f"'{row.path}' is a brightfield (RGB) picture: it has stains, not a channel '{channel}'.",
+            f"Name the stain of the nuclei with --channel: {', '.join(known)}; hematoxylin when not given.",
+        )
+    return {"stain": stain, "role": "counterstain"}
 
 
 def score_files(labels: Path, truth: Path, *, iou: tuple[float, ...]) -> dict[str, Any]:

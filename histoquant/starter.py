@@ -70,11 +70,17 @@ def write_starter(folder: Path, sheet: Path, *, pixel_size_um: float | None = No
     writer.writerows(rows)
     store.write_bytes(sheet, text.getvalue().encode())
     lines.append(f"Wrote {sheet}: fill in animal, group, control and regions.")
-    usual = Counter(channels).most_common(1)[0][0] if channels else ("DAPI",)
-    store.write_bytes(recipe, starter_recipe(usual).encode())
-    lines.append(f"Wrote {recipe}: say which channel shows which marker, and how its threshold is found.")
-    if not channels:
-        lines.append("All slides are brightfield pictures, which a recipe for fluorescence channels refuses.")
+    if channels:
+        store.write_bytes(recipe, starter_recipe(Counter(channels).most_common(1)[0][0]).encode())
+        lines.append(f"Wrote {recipe}: say which channel shows which marker, and how its threshold is found.")
+    else:
+        store.write_bytes(recipe, brightfield_recipe().encode())
+        lines.append(f"Wrote {recipe}: nuclei by their hematoxylin; say which marker another stain shows, if one does.")
+    if 0 < len(channels) < len(rows):
+        lines.append(
+            f"{len(rows) - len(channels)} of the slides are brightfield pictures, which a recipe for fluorescence "
+            "channels refuses: put them into a study of their own."
+        )
     if unknown:
         lines.append(f"Fill in pixel_size_um, which these do not say: {', '.join(unknown)}.")
     return lines
@@ -174,16 +180,43 @@ def starter_recipe(channels: Sequence[str]) -> str:
                 'positive = { threshold = "auto" }',
             ]
         lines.append("")
-    lines += [
-        "[segment]",
-        'segmenter = "network"',
-        "# diameter_um = 8.0    # estimated on every slide when not given",
+    return _finished([*lines, *SEGMENT_AND_REGIONS])
+
+
+def brightfield_recipe() -> str:
+    """Return the text of a recipe for brightfield slides: nuclei by hematoxylin, a marker in DAB to fill in."""
+    lines = [
+        "# A recipe to start from, for brightfield slides: stains instead of channels.",
+        "schema = 1",
         "",
-        "# Regions are drawn in QuPath or ImageJ and named in the column regions. Others can be derived from them:",
-        "# [regions.ibz_outer]",
-        '# band = { of = "lesion", from_um = 0.0, to_um = 500.0 }',
+        "[panel.hematoxylin]",
+        'stain = "hematoxylin"',
+        'role = "counterstain"',
+        "",
+        '# A marker in brown (DAB), by its name; pink is stain = "eosin". The threshold is an optical density.',
+        "# [panel.caspase]",
+        '# stain = "dab"',
+        '# role = "nuclear"    # or "cytoplasmic"',
+        "# positive = { threshold = 0.2 }",
         "",
     ]
+    return _finished([*lines, *SEGMENT_AND_REGIONS])
+
+
+SEGMENT_AND_REGIONS = (
+    "[segment]",
+    'segmenter = "network"',
+    "# diameter_um = 8.0    # estimated on every slide when not given",
+    "",
+    "# Regions are drawn in QuPath or ImageJ and named in the column regions. Others can be derived from them:",
+    "# [regions.ibz_outer]",
+    '# band = { of = "lesion", from_um = 0.0, to_um = 500.0 }',
+    "",
+)
+
+
+def _finished(lines: Sequence[str]) -> str:
+    """Return the lines of a recipe as text that was read back."""
     text = "\n".join(lines)
     parse_recipe(text, source="starter")
     return text

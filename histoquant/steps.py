@@ -395,6 +395,7 @@ def _provenance(item: Joined, work: Work, thresholds: Mapping[str, Threshold], f
         "pixel_size_um": work.slide.pixel_size_um,
         "channels": list(work.slide.channels),
         "counterstain": counterstain_of(work.panel),
+        **({} if work.survey.stains is None else {"stains": work.survey.stains.as_dict()}),
         "recipe": job.recipe.model_dump(mode="json", by_alias=True, exclude_none=True),
         "fingerprint": job.recipe.fingerprint(),
         "measured_key": item.measured_key,

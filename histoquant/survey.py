@@ -14,10 +14,12 @@ from histoquant import registry
 from histoquant.analysis.background import Background, estimate, find_tissue, outline
 from histoquant.analysis.compiled import compiled
 from histoquant.analysis.filters import TRUNCATE, gauss, opened
+from histoquant.analysis.stains import Stains
 from histoquant.model.panel import bound, channel_of
 from histoquant.model.recipe import BackgroundSettings, Recipe, Segment, plugin_parameters
 from histoquant.model.slide import Box, Slide
 from histoquant.picture import COARSE_UM, Picture, block_means, flat_pixels, look
+from histoquant.stained import floored, stained, stains_of
 from histoquant.threads import in_order
 
 if TYPE_CHECKING:
@@ -31,6 +33,19 @@ SPECK_UM = 3.5
 """Narrower than a nucleus of any neuron or glial cell, wider than specks of lipofuscin and their clusters."""
 
 SPECK_HEADROOM = 1.5
+
+SIGMA = (68.27, 1.0)
+QUARTER = (25.0, 0.3186)
+"""Percentiles of a half-normal, and their values in standard deviations. What is unmixed from under much of another
+stain lies far below 0 and is no noise: the lowest quarter of what is below the background tells of it least."""
+
+SOFTENED_UM = 1.0
+"""Standard deviation by which unmixed stains are smoothed for the segmenter's own estimates. The grain of tissue, of
+chromatin and of JPEG is sharper than in fluorescence and was taken for nuclei of 3 pixels on a real H&E slide. On 51
+training images of BBBC038 the F1 of the network rose from 0.70 to 0.73, of the watershed from 0.54 to 0.65."""
+
+HALF_A_LEVEL_OD = 0.001
+"""Optical density of half a grey level of 8 bits below white."""
 
 FILL_SIGMA_UM = 1.5
 FILL_BELOW = 0.3
@@ -58,6 +73,8 @@ class Survey:
         What was estimated, and what a person should know.
     picture : Picture or None
         The slide as the survey saw it; kept apart from the rest.
+    stains : Stains or None
+        How a brightfield slide is unmixed; its channels are then stains.
     """
 
     channels: tuple[str, ...]
@@ -68,6 +85,7 @@ class Survey:
     tissue_wkb: bytes
     notes: tuple[str, ...]
     picture: Picture | None = None
+    stains: Stains | None = None
 
     @property
     def tissue(self) -> Any:
@@ -85,6 +103,8 @@ class Survey:
             "segmenter": self.segmenter,
             "notes": self.notes,
         }
+        if self.stains is not None:
+            told["stains"] = self.stains.as_dict()
         return {
             "grid": self.background.grid,
             "scale": self.background.scale,
@@ -107,6 +127,7 @@ class Survey:
             told["segmenter"],
             arrays["tissue"].tobytes(),
             tuple(told["notes"]),
+            stains=Stains.from_dict(told["stains"]) if "stains" in told else None,
         )
 
 
@@ -116,7 +137,8 @@ def survey(slide: Slide, recipe: Recipe) -> Survey:
     Raises
     ------
     InputError
-        If the slide lacks a channel, is brightfield, or holds pixels that are not finite.
+        If the slide lacks a channel, is brightfield and the recipe names no stains, or holds pixels that are not
+        finite.
     PixelSizeError
         If its pixel size is not known.
     PluginError
@@ -126,10 +148,14 @@ def survey(slide: Slide, recipe: Recipe) -> Survey:
 
     pixel_size_um = slide.pixel_size_um
     panel = bound(recipe.panel, slide)
+    found = stains_of(slide, recipe)
+    stains = None if found is None else found.stains
+    slide = slide if stains is None else stained(slide, stains)
     wanted = {str(channel_of(name, marker)) for name, marker in panel.items()}
     indices = tuple(index for index, channel in enumerate(slide.channels) if channel in wanted)
     channels = tuple(slide.channels[index] for index in indices)
     coarse, picture = look(slide, indices, recipe.segment)
+    coarse = floored(coarse, stains)
     tissue_mask = find_tissue(picture.means, picture.px * pixel_size_um)
     background = estimate(
         coarse, picture.px, pixel_size_um=pixel_size_um, settings=recipe.background, tissue=tissue_mask
@@ -138,11 +164,16 @@ def survey(slide: Slide, recipe: Recipe) -> Survey:
 
     def sample(box: Box) -> tuple[NDArray[np.float32], list[NDArray[Any]]]:
         raw = flat_pixels(slide, box, indices, recipe.segment)
-        image = normalised(raw, box, background, segmented, pixel_size_um)
+        image = normalised(floored(raw, stains), box, background, segmented, pixel_size_um)
+        if stains is not None:
+            image = gauss(image, SOFTENED_UM / pixel_size_um, 3.0)
         return image[None, None], _below(raw, box, background)
 
     samples, below = zip(*in_order(sample, _sample_boxes(slide.shape, tissue_mask, picture.px)), strict=True)
-    noise = _noise(below, least=0.5 if slide.dtype.kind in "iu" else 0.0)
+    if stains is None:
+        noise = _noise(below, least=0.5 if slide.dtype.kind in "iu" else 0.0, rank=SIGMA)
+    else:
+        noise = _noise(below, least=HALF_A_LEVEL_OD, rank=QUARTER)
     params, estimated = resolved_segmenter(recipe.segment, list(samples), pixel_size_um)
     notes = [f"{name} was not given and is estimated as {value:.4g}" for name, value in estimated.items()]
     notes += [
@@ -152,8 +183,20 @@ def survey(slide: Slide, recipe: Recipe) -> Survey:
     ]
     if slide.n_planes > 1:
         notes.append(f"{slide.n_planes} focal planes were projected to one ({recipe.segment.z})")
+    if found is not None:
+        notes += found.notes
     tissue = outline(tissue_mask, picture.px * pixel_size_um)
-    return Survey(channels, indices, background, noise, params, shapely.to_wkb(tissue), tuple(notes), picture)
+    return Survey(
+        channels,
+        indices,
+        background,
+        noise,
+        params,
+        shapely.to_wkb(tissue),
+        tuple(notes),
+        picture,
+        stains,
+    )
 
 
 def segmented_channels(recipe: Recipe, panel: Any, channels: tuple[str, ...]) -> tuple[int, ...]:
@@ -233,7 +276,7 @@ def _below(raw: NDArray[Any], box: Box, background: Background) -> list[NDArray[
     return below
 
 
-def _noise(below: Sequence[list[NDArray[Any]]], *, least: float) -> NDArray[np.float32]:
+def _noise(below: Sequence[list[NDArray[Any]]], *, least: float, rank: tuple[float, float]) -> NDArray[np.float32]:
     """Return the standard deviation of background pixels per channel.
 
     Pixels below the background are background and nothing else, so the spread of that side is taken.
@@ -243,12 +286,12 @@ def _noise(below: Sequence[list[NDArray[Any]]], *, least: float) -> NDArray[np.f
     below : what `_below` gave for each box
     least : float
         0.5 grey levels is the least a digitised image can tell.
+    rank : (percentile, its value in standard deviations)
     """
     spread = []
     for parts in zip(*below, strict=True):
         values = np.concatenate(parts)
-        # The 68.27th percentile of a half-normal is its standard deviation.
-        spread.append(max(float(np.percentile(values, 68.27)) if len(values) else 0.0, least))
+        spread.append(max(float(np.percentile(values, rank[0])) / rank[1] if len(values) else 0.0, least))
     return np.asarray(spread, dtype=np.float32)
 
 

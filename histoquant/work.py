@@ -12,6 +12,7 @@ from histoquant.analysis.positivity import Scene, Threshold
 from histoquant.model.panel import Panel, bound, called_markers, channel_of
 from histoquant.model.recipe import Recipe, plugin_parameters
 from histoquant.model.slide import Slide
+from histoquant.stained import stained
 from histoquant.survey import Survey
 
 DEFAULT_OBJECT_UM = 40.0
@@ -20,11 +21,18 @@ DEFAULT_OBJECT_UM = 40.0
 
 @dataclass(frozen=True)
 class Work:
-    """A slide, a recipe and what was surveyed, tied together: what every step of the path needs."""
+    """A slide, a recipe and what was surveyed, tied together: what every step of the path needs.
+
+    A brightfield slide is given as it was opened, and is here what the recipe reads: its stains.
+    """
 
     slide: Slide
     recipe: Recipe
     survey: Survey
+
+    def __post_init__(self) -> None:
+        if self.survey.stains is not None:
+            object.__setattr__(self, "slide", stained(self.slide, self.survey.stains))
 
     @cached_property
     def panel(self) -> Panel:

@@ -10,6 +10,7 @@ from histoquant.errors import InputError
 from histoquant.model.slide import Slide
 
 Role = Literal["counterstain", "nuclear", "cytoplasmic", "dendrite", "autofluorescence"]
+Stain = Literal["hematoxylin", "dab", "eosin", "residual"]
 
 # The compartment a role is read from decides the rule and the share of its pixels that must reach the threshold:
 # half of the nucleus (TUNEL, BrdU) or two fifths of a perinuclear ring (DCX somata).
@@ -66,6 +67,9 @@ class Marker(BaseModel):
     channel: str | int | None = Field(
         None, title="Channel", description="Channel name or number; by default the marker's own name."
     )
+    stain: Stain | None = Field(
+        None, title="Stain", description="Of a brightfield slide: the stain, instead of a channel."
+    )
     role: Role = Field(title="Role", description="Where in the cell the marker shows.")
     positive: Positive | None = Field(None, title="Positive when", description="How cells are called positive.")
     area: bool = Field(False, title="Percent area", description="Also report the share of area above the threshold.")
@@ -77,6 +81,12 @@ class Marker(BaseModel):
         title="Death classes",
         description="Sort positives into condensed, diffuse and fragmented, and join fragments of one nucleus.",
     )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Marker:
+        if self.channel is not None and self.stain is not None:
+            raise ValueError(f"has both a channel ('{self.channel}') and a stain ('{self.stain}'); keep one")
+        return self
 
     @model_validator(mode="after")
     def _positive_fits_role(self) -> Marker:
@@ -104,22 +114,34 @@ Panel = dict[str, Marker]
 
 
 def channel_of(name: str, marker: Marker) -> str | int:
-    """Return the channel a marker is read from: as stated, else the marker's own name."""
+    """Return the channel a marker is read from: its stain, or as stated, else the marker's own name."""
+    if marker.stain is not None:
+        return marker.stain
     return name if marker.channel is None else marker.channel
 
 
+def named_stains(panel: Panel) -> set[str]:
+    """Return the stains that a panel's markers name; empty for one of fluorescence channels."""
+    return {marker.stain for marker in panel.values() if marker.stain is not None}
+
+
 def bound(panel: Panel, slide: Slide) -> Panel:
-    """Return the panel with every channel named as this slide names it.
+    """Return the panel with every channel named as this slide names it; of a brightfield slide, every stain.
 
     Raises
     ------
     InputError
-        If the slide is a brightfield picture or lacks a channel; all that are missing are named.
+        If the slide is a brightfield picture and the markers are channels, or the other way round, or if it lacks a
+        channel; all that are missing are named.
     """
+    if named_stains(panel):
+        _check_brightfield(panel, slide)
+        return {name: marker.model_copy(update={"channel": marker.stain}) for name, marker in panel.items()}
     if slide.brightfield:
         raise InputError(
             f"Slide '{slide.name}' is a brightfield (RGB) picture, but the recipe's markers are fluorescence channels.",
-            "Leave it out of this study, or give the fluorescence image of the section.",
+            'Name stains instead, such as stain = "hematoxylin" for the counterstain under [panel]; or leave the slide '
+            "out of this study.",
         )
     named, missing = {}, []
     for name, marker in panel.items():
@@ -135,6 +157,24 @@ def bound(panel: Panel, slide: Slide) -> Panel:
             "Name its channels under [panel] in the recipe, or correct the slide.",
         )
     return named
+
+
+def _check_brightfield(panel: Panel, slide: Slide) -> None:
+    """Refuse a slide whose markers cannot be unmixed from red, green and blue."""
+    named = ", ".join(f"'{marker.stain}' ({name})" for name, marker in panel.items())
+    if not slide.brightfield:
+        raise InputError(
+            f"Slide '{slide.name}' is no brightfield picture (8-bit colour, dark on bright), but the recipe's markers "
+            f"are stains: {named}; it has channels {', '.join(slide.channels)}.",
+            "Name these channels under [panel] in the recipe, or leave the slide out of this study.",
+        )
+    unmixed = named_stains(panel) <= set(slide.channels)
+    if not unmixed and (str(slide.dtype) != "uint8" or len(slide.channels) != 3):
+        raise InputError(
+            f"Slide '{slide.name}': stains are unmixed from 8-bit red, green and blue, not from "
+            f"{len(slide.channels)} channels of type {slide.dtype}.",
+            "Export it as 8-bit RGB.",
+        )
 
 
 def counterstain_of(panel: Panel) -> str:

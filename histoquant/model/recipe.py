@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from histoquant.errors import RecipeError, raise_all
-from histoquant.model.panel import Marker, Panel, called_markers, channel_of
+from histoquant.model.panel import Marker, Panel, called_markers, channel_of, named_stains
 from histoquant.model.region_rule import RegionRule
 
 RESULT_VERSION = 2
@@ -90,6 +90,19 @@ class BackgroundSettings(BaseModel):
     )
 
 
+class StainSettings(BaseModel):
+    """How the stains of brightfield slides are told apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vectors: Literal["estimated", "reference"] = Field(
+        "estimated",
+        title="Stain vectors",
+        description="'estimated' once per slide, with the reference where that fails; 'reference' takes the same for "
+        "all slides.",
+    )
+
+
 class Measure(BaseModel):
     """Where intensities are read."""
 
@@ -154,6 +167,7 @@ class Recipe(BaseModel):
     segment: Segment = Field(default_factory=Segment, title="Nuclei")
     tiles: Tiles = Field(default_factory=Tiles, title="Tiles")
     background: BackgroundSettings = Field(default_factory=BackgroundSettings, title="Background")
+    stains: StainSettings = Field(default_factory=StainSettings, title="Stains")
     measure: Measure = Field(default_factory=Measure, title="Measurement")
     regions: dict[str, RegionRule] = Field(default_factory=dict, title="Regions", description="By region name.")
     count: Count = Field(default_factory=Count, title="Counting")
@@ -171,6 +185,15 @@ class Recipe(BaseModel):
         counterstains = [name for name, marker in self.panel.items() if marker.role == "counterstain"]
         if len(counterstains) != 1:
             raise ValueError(f"the panel needs exactly one counterstain, it has {len(counterstains)}")
+        stains = named_stains(self.panel)
+        if unstated := [name for name, marker in self.panel.items() if stains and marker.stain is None]:
+            raise ValueError(
+                f"the panel mixes stains with channels ({', '.join(unstated)}): a slide has one or the other"
+            )
+        if {"dab", "eosin"} <= stains:
+            raise ValueError("the panel names dab and eosin: beside hematoxylin only one of them can be told apart")
+        if "residual" in stains and not {"dab", "eosin"} & stains:
+            raise ValueError("the residual is what two stains leave: name dab or eosin as well")
         for marker in self.segment.channels or ():
             if marker not in self.panel:
                 raise ValueError(f"segment.channels: no marker '{marker}' in the panel")
@@ -207,8 +230,15 @@ class Recipe(BaseModel):
         content = self.model_dump(mode="json", by_alias=True)
         content["result_version"] = RESULT_VERSION
         del content["name"]
+        decides = ["result_version", "segment", "tiles", "background", "measure"]
+        if named_stains(self.panel):
+            decides.append("stains")
+        else:  # What cannot matter does not enter: recipes of channels keep the fingerprint they had before stains.
+            del content["stains"]
+            for marker in content["panel"].values():
+                del marker["stain"]
         if measured:
-            content = {key: content[key] for key in ("result_version", "segment", "tiles", "background", "measure")}
+            content = {key: content[key] for key in decides}
             content["read"] = {
                 name: [
                     str(channel_of(name, marker)),
@@ -277,6 +307,7 @@ def _known_keys(place: tuple[Any, ...]) -> tuple[str, ...]:
         "segment": Segment,
         "tiles": Tiles,
         "background": BackgroundSettings,
+        "stains": StainSettings,
         "measure": Measure,
         "regions": RegionRule,
         "count": Count,

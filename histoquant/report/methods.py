@@ -15,6 +15,7 @@ def methods_text(run: Run) -> str:
     """Return a paragraph that can be pasted into a paper: what was counted, with what, by which rule."""
     sentences = [
         _material(run),
+        _stains(run),
         _segmentation(run),
         *_calls(run),
         *_regions(run),
@@ -51,6 +52,29 @@ def _material(run: Run) -> str:
         + (f" at a pixel size of {sizes} µm" if sizes else "")
         + "".join(f"; {text}" for text in left_out if text)
         + "."
+    )
+
+
+def _stains(run: Run) -> str:
+    """Return how brightfield slides became amounts of stain; empty for fluorescence."""
+    told = [slide["stains"] for slide in run.provenance.values() if "stains" in slide]
+    if not told:
+        return ""
+    names = list(dict.fromkeys(name for stains in told for name in stains["names"]))
+    pairs = [stains for stains in told if len(stains["names"]) == 2]
+    estimated, white = sum(stains["estimated"] for stains in pairs), sum(s["white_share"] > 0 for s in told)
+    return (
+        f"Amounts of {' and '.join(names)} are optical densities, found by colour deconvolution "
+        "(Ruifrok & Johnston 2001)"
+        + (f" with stain vectors estimated on {estimated} of {plural(len(pairs), 'section')}" if estimated else "")
+        + (" and reference vectors on the others" if 0 < estimated < len(told) else "")
+        + ("" if estimated else " with reference stain vectors")
+        + f"; white was measured on blank glass on {white} of {plural(len(told), 'section')}."
+        + (
+            " DAB does not follow the law of Beer and Lambert: its optical densities rank cells and are no amounts."
+            if "dab" in names
+            else ""
+        )
     )
 
 
