@@ -17,7 +17,7 @@ from histoquant.analysis.agreement import pool, score_labels
 from histoquant.analysis.stains import REFERENCES
 from histoquant.batch import Progress
 from histoquant.errors import HistoquantError, InputError, raise_all
-from histoquant.job import Job, release
+from histoquant.job import Job, open_slide, release
 from histoquant.model.recipe import Tiles, build_recipe
 from histoquant.model.study import StudySlide
 from histoquant.pipeline import plan_slide
@@ -64,7 +64,7 @@ def segment_image(
         content = {"panel": {"nuclei": _source(row, channel)}, "segment": segment, "tiles": tiling}
         recipe = build_recipe(content, source="--param")
     except HistoquantError:
-        steps.release()
+        release()
         raise
     root = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     job = Job(row, recipe, root)
@@ -107,7 +107,7 @@ def _source(row: StudySlide, channel: str | None) -> dict[str, Any]:
     InputError
         If the image is a brightfield picture and the channel is no stain.
     """
-    if not steps.open_slide(row).brightfield:
+    if not open_slide(row).brightfield:
         named = "0" if channel is None else channel
         return {"channel": int(named) if named.isdigit() else named, "role": "counterstain"}
     stain = "hematoxylin" if channel is None else channel.casefold()
