@@ -351,7 +351,7 @@ def segment(
     segmenter: Annotated[str | None, typer.Option("--segmenter", "-s", help="Name of an installed segmenter.")] = None,
     pixel_size_um: Annotated[float | None, typer.Option("--pixel-size-um", help="When the file does not say.")] = None,
     param: Annotated[
-        list[str] | None, typer.Option("--param", "-p", help="K=V, of the segment or tiles table.")
+        list[str] | None, typer.Option("--param", "-p", help="K=V, of segment or tiles.")
     ] = None,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes.")] = 1,
     quiet: Quiet = False,
