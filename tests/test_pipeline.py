@@ -118,6 +118,7 @@ death_classes = true
 channel = "AF"
 role = "autofluorescence"
 [segment]
+segmenter = "watershed"
 diameter_um = 8.0
 [tiles]
 core_px = CORE

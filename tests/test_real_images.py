@@ -34,7 +34,7 @@ def test_human_cells_dna_and_phospho_h3(phospho, tmp_path, histoquant):
     histoquant("run", sheet, "--recipe", recipe, "--out", out, "--workers", "1", check=True)
     (slide,) = (out / "slides").iterdir()
     cells = pd.read_parquet(slide / "cells.parquet")
-    assert 290 <= len(cells) <= 340  # found 322 when written; outlines looked right, not counted by hand
+    assert 290 <= len(cells) <= 390  # the network found 341, the watershed 322; no human count exists
     assert 15 <= cells["ph3_positive"].sum() <= 25  # found 20 when written; no human count exists
     assert tifffile.imread(slide / "labels.ome.tif").max() == len(cells)
     assert (slide / "overview.png").stat().st_size > 20000

@@ -105,9 +105,10 @@ def test_weights_enter_the_key_of_what_a_segmenter_found(monkeypatch):
     class Network(registry.load("segmenter", "watershed")):
         weights_sha256 = "ab12"
 
-    plain = segmenter_fingerprint(Segment())
+    segment = Segment(segmenter="watershed")
+    plain = segmenter_fingerprint(segment)
     assert plain == registry.fingerprint_of("segmenter", "watershed")
     monkeypatch.setattr(registry, "load", lambda *_: Network)
-    first = segmenter_fingerprint(Segment())
+    first = segmenter_fingerprint(segment)
     Network.weights_sha256 = "cd34"
-    assert len({plain, first, segmenter_fingerprint(Segment())}) == 3
+    assert len({plain, first, segmenter_fingerprint(segment)}) == 3

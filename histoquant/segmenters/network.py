@@ -214,7 +214,7 @@ class Network:
         """
         diameter_um = self._diameter_um()
         diameter = diameter_um / pixel_size_um
-        if diameter < MIN_DIAMETER_PX:
+        if diameter < MIN_DIAMETER_PX * (1 - 1e-6):  # what survey() held at the limit is not below it by rounding
             raise InputError(
                 f"Nuclei of {diameter_um:g} um are {diameter:.1f} pixels of {pixel_size_um:g} um across.",
                 "Give the true diameter_um or pixel size, or scan at a higher magnification.",
