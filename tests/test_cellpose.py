@@ -12,6 +12,7 @@ import hashlib
 import http.server
 import importlib.util
 import pickle
+import re
 import threading
 import zipfile
 
@@ -391,12 +392,18 @@ def test_the_range_of_the_slide_is_kept_whatever_else_is_in_the_crop(segment, we
 
 
 @real
-def test_it_keeps_the_promises_of_a_segmenter(weights):
+def test_it_keeps_the_promises_of_a_segmenter_but_for_few_objects_at_seams(weights):
+    """An object whose outline moves a little with the crop may be owned by none of two tiles, or by both."""
     from histoquant.testing import check_segmenter
 
     params = {"model": str(weights), "diameter_um": 8.0, "working_px": 15.0}
-    # Where the squares lie depends on the crop: a few of 240 objects are joined or split otherwise.
-    check_segmenter(Narrow, params, min_iou=0.3)
+    with pytest.raises(PluginError) as caught:
+        check_segmenter(Narrow, params, min_iou=0.8)
+    _, *faults = str(caught.value).splitlines()
+    assert len(faults) == 1
+    differing, n = map(int, re.match(r"  - (\d+) of (\d+) objects are not the same", faults[0]).groups())
+    assert n > 200
+    assert differing <= 0.02 * n
 
 
 @real
