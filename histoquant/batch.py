@@ -23,6 +23,7 @@ from histoquant.runstate import Failure, Progress, RunState
 from histoquant.schedule import Schedule, check_slides, workers_that_fit
 from histoquant.steps import SlideReport
 from histoquant.store import RunFolder
+from histoquant.survey import notices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,6 +121,7 @@ def _analysed(
     memory = cluster.available_memory() if limits.memory_gb is None else int(limits.memory_gb * 1e9)
     room = max(PROCESS_BYTES, memory - PROCESS_BYTES)  # beside this process
     with cluster.workers(min(wanted, room // PROCESS_BYTES), memory_bytes=room) as workers:
+        state.notes += notices(state.checked.recipe.segment)
         extents, failures = check_slides(state.checked, workers, state.folder.root)
         for failure in failures:
             state.fail(failure)

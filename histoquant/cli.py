@@ -350,9 +350,7 @@ def segment(
     ] = None,
     segmenter: Annotated[str | None, typer.Option("--segmenter", "-s", help="Name of an installed segmenter.")] = None,
     pixel_size_um: Annotated[float | None, typer.Option("--pixel-size-um", help="When the file does not say.")] = None,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", "-p", help="K=V, of segment or tiles.")
-    ] = None,
+    param: Annotated[list[str] | None, typer.Option("--param", "-p", help="K=V, of segment or tiles.")] = None,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes.")] = 1,
     quiet: Quiet = False,
     json_: Json = False,
@@ -461,14 +459,15 @@ def report(
 
 @app.command(epilog="Example:  histoquant plugins")
 def plugins(json_: Json = False) -> None:
-    """List readers, segmenters and positivity rules, and what is broken. Exit code 0 or 2."""
+    """List readers, segmenters and positivity rules, what is not installed and what is broken. Exit code 0 or 2."""
     from histoquant.registry import list_plugins
 
     found = list_plugins(load=True)
     if json_:
         print(json.dumps([vars(plugin) for plugin in found], indent=2))
     for plugin in () if json_ else found:
-        state = f"BROKEN: {plugin.error}" if plugin.error else "ok"
+        state = f"not installed: {plugin.missing}" if plugin.missing else "ok"
+        state = f"BROKEN: {plugin.error}" if plugin.error else state
         print(f"{plugin.kind:<10} {plugin.name:<14} {plugin.distribution} {plugin.version}  {state}")
     raise typer.Exit(2 if any(plugin.error for plugin in found) else 0)
 

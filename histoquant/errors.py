@@ -57,7 +57,7 @@ class PluginError(HistoquantError, LookupError):
     """A reader, segmenter or rule that is missing, broken, or named twice."""
 
 
-class MissingExtraError(HistoquantError, ImportError):
+class MissingExtraError(PluginError, ImportError):
     """An optional part that is not installed."""
 
 

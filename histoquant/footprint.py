@@ -34,15 +34,21 @@ def tile_bytes(slide: Slide, recipe: Recipe) -> int:
     Segmenters that look at the slide before they know their halo are taken to need `HALO_UM`.
     """
     params = segmenter_parameters(recipe.segment)
+    segmenter = registry.load("segmenter", recipe.segment.segmenter)(params)
     diameter_um = getattr(params, "diameter_um", None) or 0.0
     object_um = recipe.tiles.max_object_um or 2.5 * diameter_um or DEFAULT_OBJECT_UM
     try:
-        segmenter_um = float(registry.load("segmenter", recipe.segment.segmenter)(params).halo_um)
+        segmenter_um = float(segmenter.halo_um)
     except HistoquantError:
         segmenter_um = HALO_UM
     halo_um = segmenter_um + FILL_REACH_UM + measure.reach_um(recipe.measure, object_um)
     halo_px = math.ceil(halo_um / slide.pixel_size_um) + 2
     sides = [min(n, recipe.tiles.core_px + 2 * halo_px) for n in slide.shape]
     n_channels = len({channel_of(name, marker) for name, marker in recipe.panel.items()})
-    per_px = PX_BYTES + CHANNEL_PX_BYTES * n_channels + (STAIN_PX_BYTES if slide.brightfield else 0)
-    return math.prod(sides) * per_px
+    n_px = math.prod(sides)
+    try:
+        own = int(segmenter.memory_bytes(n_px, slide.pixel_size_um)) if hasattr(segmenter, "memory_bytes") else 0
+    except HistoquantError:
+        own = 0
+    stains = STAIN_PX_BYTES if slide.brightfield else 0
+    return n_px * (PX_BYTES + CHANNEL_PX_BYTES * n_channels + stains) + own

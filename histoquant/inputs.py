@@ -16,7 +16,7 @@ from histoquant.model.panel import called_markers
 from histoquant.model.recipe import Recipe, build_recipe, parse_recipe
 from histoquant.model.study import Study, StudySlide, parse_study, with_rows
 from histoquant.store import RunFolder
-from histoquant.survey import segmenter_parameters
+from histoquant.survey import segmenter_fingerprint, segmenter_parameters
 from histoquant.work import rules_of
 
 MAX_SHEET_BYTES = 5_000_000
@@ -146,6 +146,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     recipe = parse_recipe(_text(path, RecipeError, "recipe", MAX_RECIPE_BYTES), source=path.name)
     segmenter_parameters(recipe.segment)
+    segmenter_fingerprint(recipe.segment)  # finds weights that are missing, before any slide is opened
     rules_of(recipe.panel)
     return recipe
 

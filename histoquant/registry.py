@@ -7,12 +7,14 @@ A plug-in is a class that a distribution names in its metadata, in one of three 
 
 What is built in comes through the same three groups. What each class promises is written in :class:`Reader`,
 :class:`Segmenter` and :class:`Rule`, and checked by :mod:`histoquant.testing`. Plug-ins need not inherit
-from these.
+from these. A class of any kind may have ``needs``, a mapping of packages that it imports when it is used to the
+command that installs them, so that ``histoquant plugins`` can say what is missing.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
@@ -69,7 +71,9 @@ class Segmenter(Protocol):
     (c, z, y, x) float32 images, which returns the parameters with what is estimated from the slide filled in:
     fields that are None. A field ``diameter_um`` takes the nuclear diameter stated in the recipe. A segmenter whose
     labels depend on a file also has a property ``weights_sha256``, the sum of that file: stored results are used again
-    only while name, version and weights of the segmenter are the same.
+    only while name, version and weights of the segmenter are the same. A segmenter that needs much more memory than a
+    picture of its crop says how much with ``memory_bytes(n_px, pixel_size_um)``. What everyone who uses its results
+    must know stands in ``notice``, one sentence that goes into every report.
     """
 
     api: ClassVar[int] = API
@@ -129,6 +133,8 @@ class Plugin:
         ``module:Class``.
     error : str or None
         What is broken; None when nothing is, or when it was not looked for.
+    missing : str or None
+        How to install what it needs and is not there; None when nothing is, or when it was not looked for.
     """
 
     kind: Kind
@@ -137,6 +143,7 @@ class Plugin:
     version: str
     value: str
     error: str | None = None
+    missing: str | None = None
 
     def __str__(self) -> str:
         return f"{self.kind.capitalize()} '{self.name}' of {self.distribution} {self.version}"
@@ -166,7 +173,8 @@ def list_plugins(kind: Kind | None = None, *, load: bool = False) -> list[Plugin
     kind : {"reader", "segmenter", "rule"}, optional
         Only these.
     load : bool
-        Import each one and say in ``error`` what is broken. Nothing is imported otherwise.
+        Import each one and say in ``error`` what is broken, in ``missing`` what is not installed. Nothing is imported
+        otherwise.
 
     Returns
     -------
@@ -174,15 +182,16 @@ def list_plugins(kind: Kind | None = None, *, load: bool = False) -> list[Plugin
         Two distributions that give one name are both listed.
     """
     listed = [plugin for each in ([kind] if kind else GROUPS) for plugin, _ in _installed(each)]
-    return [replace(plugin, error=_error(plugin)) for plugin in listed] if load else listed
+    return [_looked_at(plugin) for plugin in listed] if load else listed
 
 
-def _error(plugin: Plugin) -> str | None:
+def _looked_at(plugin: Plugin) -> Plugin:
     try:
-        _load(plugin.kind, plugin.name)
+        needs = getattr(_load(plugin.kind, plugin.name), "needs", {})
     except PluginError as error:
-        return str(error)
-    return None
+        return replace(plugin, error=str(error))
+    absent = [remedy for package, remedy in needs.items() if importlib.util.find_spec(package) is None]
+    return replace(plugin, missing=", ".join(dict.fromkeys(absent)) or None)
 
 
 def load(kind: Kind, name: str) -> type[Any]:

@@ -235,7 +235,8 @@ class Schedule:
         else:
             self.reports[slide] = future.result()
             self._enter("done", slide)
-            self.state.notes += [f"{slide}: {note}" for note in self.reports[slide].notes]
+            told = set(self.state.notes)  # what holds for the whole run is not said again of each slide
+            self.state.notes += [f"{slide}: {note}" for note in self.reports[slide].notes if note not in told]
             self.state.log(slide, *(f"note: {note}" for note in self.reports[slide].notes))
         self.done += 1
         self.progress(Progress(self.done, self.total, f"{slide}: {task.stage}"))

@@ -175,7 +175,8 @@ def survey(slide: Slide, recipe: Recipe) -> Survey:
     else:
         noise = _noise(below, least=HALF_A_LEVEL_OD, rank=QUARTER)
     params, estimated = resolved_segmenter(recipe.segment, list(samples), pixel_size_um)
-    notes = [f"{name} was not given and is estimated as {value:.4g}" for name, value in estimated.items()]
+    notes = [*notices(recipe.segment)]
+    notes += [f"{name} was not given and is estimated as {value:.4g}" for name, value in estimated.items()]
     notes += [
         f"channel '{channel}' holds one and the same value everywhere"
         for channel, image in zip(channels, picture.means, strict=True)
@@ -304,8 +305,11 @@ def resolved_segmenter(
     if not hasattr(cls, "survey"):
         return given.model_dump(mode="json"), {}
     filled = cls(given).survey(samples, pixel_size_um)
+    # Numbers only: a segmenter may also pin what it works with, such as the sum of its weights.
     estimated = {
-        name: value for name, value in filled.model_dump().items() if getattr(given, name) is None and value is not None
+        name: value
+        for name, value in filled.model_dump().items()
+        if getattr(given, name) is None and isinstance(value, int | float)
     }
     return filled.model_dump(mode="json"), estimated
 
@@ -324,6 +328,12 @@ def segmenter_fingerprint(segment: Segment) -> str:
     told = registry.fingerprint_of("segmenter", segment.segmenter)
     cls = registry.load("segmenter", segment.segmenter)
     return f"{told} {cls(segmenter_parameters(segment)).weights_sha256}" if hasattr(cls, "weights_sha256") else told
+
+
+def notices(segment: Segment) -> tuple[str, ...]:
+    """Return what everyone who uses results of a recipe's segmenter must know: a sentence, or none."""
+    notice = getattr(registry.load("segmenter", segment.segmenter), "notice", None)
+    return (notice,) if notice else ()
 
 
 @lru_cache(maxsize=4)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from histoquant import registry
 from histoquant.analysis.agreement import match_points, pool, score_labels
-from histoquant.cores import available_cores
+from histoquant.cores import available_cores, usable_threads
 from histoquant.errors import InputError, PluginError
 from histoquant.model.recipe import BackgroundSettings, parse_recipe
 from histoquant.model.slide import Box
@@ -163,9 +163,9 @@ def test_threads_never_ask_for_more_cores_than_there_are(monkeypatch):
     cores = available_cores()
     for stated, used in (("1", 1), ("100000", cores), ("many", cores), ("0", cores)):
         monkeypatch.setenv("OMP_NUM_THREADS", stated)
-        assert network._threads() == used
+        assert usable_threads() == used
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert network._threads() == cores
+    assert usable_threads() == cores
 
 
 def test_pieces_change_next_to_nothing(field, monkeypatch):

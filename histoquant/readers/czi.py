@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from histoquant.errors import FormatError
 from histoquant.model.slide import Slide
 from histoquant.readers.metadata import length_um, named_channels, size_um
 from histoquant.readers.pixels import Pixels, choose_scene, refuse_axis, rgb_look
-from histoquant.readers.vendor_file import VendorFile, opened, optional_package
+from histoquant.readers.vendor_file import INSTALL, VendorFile, opened, optional_package
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +40,7 @@ class CziReader:
 
     api = 1
     suffixes = (".czi",)
+    needs: ClassVar[dict[str, str]] = {"pylibCZIrw": INSTALL}
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Say whether the file starts as CZI does."""

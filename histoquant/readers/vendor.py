@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from histoquant.errors import FormatError
 from histoquant.model.slide import Slide
 from histoquant.readers.metadata import length_um, named_channels, size_um
 from histoquant.readers.pixels import MAX_SEGMENT_BYTES, Pixels, choose_scene, refuse_axis, rgb_look
-from histoquant.readers.vendor_file import VendorFile, opened, optional_package
+from histoquant.readers.vendor_file import INSTALL, VendorFile, opened, optional_package
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,6 +63,7 @@ class LifReader:
 
     api = 1
     suffixes = (".lif",)
+    needs: ClassVar[dict[str, str]] = {"liffile": INSTALL}
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Say whether the file starts with the two marks of a LIF block."""
@@ -153,6 +154,7 @@ class Nd2Reader:
 
     api = 1
     suffixes = (".nd2",)
+    needs: ClassVar[dict[str, str]] = {"nd2": INSTALL}
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Say whether the file starts as ND2 does; those before 2007 are JPEG 2000 and need the suffix too."""

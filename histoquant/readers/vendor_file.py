@@ -12,6 +12,8 @@ from typing import Any
 from histoquant.errors import FormatError, MissingExtraError
 from histoquant.readers.pixels import damage_named
 
+INSTALL = "pip install 'histoquant[vendor]'"
+
 
 def optional_package(path: Path, module: str) -> Any:
     """Import what reads a vendor's files, or say how to install it."""
@@ -20,7 +22,7 @@ def optional_package(path: Path, module: str) -> Any:
     except ImportError as e:
         raise MissingExtraError(
             f"'{path.name}' needs the package {module.partition('.')[0]}, which is not installed.",
-            "Run: pip install 'histoquant[vendor]'",
+            f"Run: {INSTALL}",
         ) from e
 
 

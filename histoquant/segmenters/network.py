@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from histoquant.analysis.basins import local_basins, of_size
 from histoquant.analysis.blobs import median_diameter
 from histoquant.analysis.resample import labels_at, resampled
-from histoquant.cores import available_cores
+from histoquant.cores import usable_threads
 from histoquant.errors import InputError, PluginError
 from histoquant.segmenters.planes import plane_of, with_signal
 from histoquant.segmenters.watershed import MIN_DIAMETER_PX, Watershed
@@ -258,7 +257,7 @@ def _maps(image: NDArray[np.float32], scale: float) -> tuple[NDArray[np.float32]
     shape = tuple(max(1, math.ceil(n * scale)) for n in image.shape)
     padded = tuple(-(-n // CELL) * CELL for n in shape)
     plane = resampled(image, scale, padded)
-    session = _session(WEIGHTS, _threads())
+    session = _session(WEIGHTS, usable_threads())
     maps = np.empty((2, *padded), dtype=np.float32)
     for seen_y, kept_y in _pieces(padded[0]):
         for seen_x, kept_x in _pieces(padded[1]):
@@ -275,16 +274,6 @@ def _pieces(n: int) -> list[tuple[slice, slice]]:
     step = -(-n // (count * CELL)) * CELL
     kept = [slice(start, min(n, start + step)) for start in range(0, n, step)]
     return [(slice(max(0, part.start - MARGIN), min(n, part.stop + MARGIN)), part) for part in kept]
-
-
-def _threads() -> int:
-    """Return how many threads the network may use: all cores, or what OMP_NUM_THREADS says.
-
-    Worker processes are started with OMP_NUM_THREADS=1 by dask: workers and threads together never ask for more cores
-    than there are.
-    """
-    stated = os.environ.get("OMP_NUM_THREADS", "")
-    return min(int(stated), available_cores()) if stated.isdigit() and int(stated) > 0 else available_cores()
 
 
 @lru_cache(maxsize=2)

@@ -5,7 +5,7 @@
 
 Real images are those of the 2018 Data Science Bowl (see bowl.py). Every image is taken for one slide; its pixel size is
 *stated* as 0.5 um, which is wrong for most of them: the segmenter has to find the size of the nuclei by itself. Of
-images in transmitted light the absorbance of red is segmented.
+bright grey images the absorbance is segmented; brightfield.py has the stained ones.
 
 Phantoms are DAPI sections of known truth. Each density is shown with a hard core (nuclei touch, as in a thin section)
 and without (a thick section projected, where some nuclei lie under others: no method can find those).
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,10 @@ class Picture:
 
 
 def real(folder: Path, split: str) -> Iterator[Picture]:
-    """Read the images of a split."""
+    """Read the images of a split; stained sections go through their stains, in brightfield.py."""
     for drawn in read(folder, split):
+        if drawn.kind == "colour":
+            continue
         image = alone(drawn.grey, STATED_UM, BackgroundSettings())
         name = f"{drawn.name} {image.shape[0]}x{image.shape[1]}"
         yield Picture(drawn.kind, name, image, drawn.labels, STATED_UM)
@@ -91,10 +93,10 @@ def phantoms(seed: int) -> Iterator[Picture]:
                 )
 
 
-def segmented(name: str, picture: Picture) -> NDArray[np.uint32]:
+def segmented(name: str, picture: Picture, given: Mapping[str, Any] | None = None) -> NDArray[np.uint32]:
     """Return the labels of a slide, its parameters surveyed on the slide itself."""
     cls, image = registry.load("segmenter", name), picture.image[np.newaxis, np.newaxis]
-    params = cls.Params()
+    params = cls.Params(**(given or {}))
     if hasattr(cls, "survey"):
         height, width = picture.image.shape
         windows = [
@@ -146,9 +148,16 @@ def main() -> None:
     parser.add_argument("--phantoms", action="store_true")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--segmenter", action="append", help="every installed one when not given")
+    parser.add_argument("--param", action="append", default=[], help="SEGMENTER.NAME=VALUE, a parameter of one of them")
     parser.add_argument("--worst", type=Path, help=f"folder for pictures of the {WORST} worst images of each segmenter")
     given = parser.parse_args()
-    names = given.segmenter or [plugin.name for plugin in registry.list_plugins("segmenter")]
+    installed = [plugin.name for plugin in registry.list_plugins("segmenter", load=True) if not plugin.missing]
+    names = given.segmenter or installed
+    stated: dict[str, dict[str, str]] = {name: {} for name in names}
+    for param in given.param:
+        field, value = param.split("=", 1)
+        name, field = field.split(".", 1)
+        stated[name][field] = value
     pictures = list(real(given.folder, given.split)) if given.folder else []
     pictures += list(phantoms(given.seed)) if given.phantoms else []
 
@@ -157,7 +166,7 @@ def main() -> None:
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     told = []
     for name in names:
-        started, found = time.perf_counter(), [segmented(name, picture) for picture in pictures]
+        started, found = time.perf_counter(), [segmented(name, p, stated[name]) for p in pictures]
         seconds = time.perf_counter() - started
         told.append(f"{name}: {sum(p.truth.size for p in pictures) / seconds / 1e6:.2f} Mpx/s with the survey")
         scores = [score_labels(labels, p.truth, iou=IOUS) for labels, p in zip(found, pictures, strict=True)]
