@@ -21,6 +21,7 @@ from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Box, Slide
 from histoquant.model.tables import CELLS, MARKER_OBJECTS, shaped
 from histoquant.picture import flat_pixels, parts
+from histoquant.registry import grid_of
 from histoquant.stained import floored
 from histoquant.survey import FILL_REACH_UM, normalised, segmented_channels, segmenter_of, survey
 from histoquant.threads import in_order
@@ -118,12 +119,14 @@ def analyse_slide(
 
 def plan_slide(work: Work, *, offset_px: tuple[int, int] = (0, 0)) -> list[Tile]:
     """Cut a slide into tiles: a pure list, the same on every machine."""
-    segmenter_um = float(segmenter_of(work.recipe, work.survey).halo_um)
+    segmenter, px_um = segmenter_of(work.recipe, work.survey), work.slide.pixel_size_um
     fill_um = FILL_REACH_UM if len(work.recipe.segmented) > 1 else 0.0
-    halo_um = segmenter_um + fill_um + measure.reach_um(work.recipe.measure, work.max_object_um)
-    halo_px = int(np.ceil(halo_um / work.slide.pixel_size_um)) + 2
+    halo_um = float(segmenter.halo_um) + fill_um + measure.reach_um(work.recipe.measure, work.max_object_um)
+    halo_px = int(np.ceil(halo_um / px_um)) + 2
     core_px = work.recipe.tiles.core_px
-    return tiles.plan_tiles(work.slide.shape, core_px=core_px, halo_px=halo_px, offset_px=offset_px)
+    return tiles.plan_tiles(
+        work.slide.shape, core_px=core_px, halo_px=halo_px, offset_px=offset_px, grid_px=grid_of(segmenter, px_um)
+    )
 
 
 def analyse_tile(work: Work, tile: Tile) -> TileResult:

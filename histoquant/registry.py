@@ -72,7 +72,9 @@ class Segmenter(Protocol):
     fields that are None. A field ``diameter_um`` takes the nuclear diameter stated in the recipe. A segmenter whose
     labels depend on a file also has a property ``weights_sha256``, the sum of that file: stored results are used again
     only while name, version and weights of the segmenter are the same. A segmenter that needs much more memory than a
-    picture of its crop says how much with ``memory_bytes(n_px, pixel_size_um)``. What everyone who uses its results
+    picture of its crop says how much with ``memory_bytes(n_px, pixel_size_um)``. One that works on a grid of its own
+    says with ``grid_px(pixel_size_um)`` that crops start at multiples of so many pixels of the slide, and gives the
+    same labels in all of them. What everyone who uses its results
     must know stands in ``notice``, one sentence that goes into every report.
     """
 
@@ -271,6 +273,11 @@ def fingerprint_of(kind: Kind, name: str) -> str:
     """
     plugin, _ = _the_one(kind, name)
     return f"{plugin.distribution} {plugin.version} {plugin.value}"
+
+
+def grid_of(segmenter: Any, pixel_size_um: float) -> int:
+    """Return at multiples of how many pixels of a slide crops for a segmenter start."""
+    return int(segmenter.grid_px(pixel_size_um)) if hasattr(segmenter, "grid_px") else 1
 
 
 def open_slide(path: Path | str, *, pixel_size_um: float | None = None, scene: str | None = None) -> Slide:

@@ -12,7 +12,7 @@ import tifffile
 from pydantic import ValidationError
 
 from histoquant import registry
-from histoquant.analysis.agreement import match_points, pool, score_labels
+from histoquant.analysis.agreement import pool, score_labels
 from histoquant.cores import available_cores, usable_threads
 from histoquant.errors import InputError, PluginError
 from histoquant.model.recipe import BackgroundSettings, parse_recipe
@@ -87,19 +87,11 @@ def whole(slide):
     return cells_of(slide, WHOLE)
 
 
-def agreement(cells, others):
-    """F1 between two runs, by centroid within 2 um, and the relative difference in count."""
-    place = ["y_um", "x_um"]
-    same = match_points(cells[place], others[place], tolerance_um=2.0)
-    return same.f1, abs(len(cells) - len(others)) / len(others)
-
-
 # what it promises
 
 
 def test_it_keeps_the_promises_of_a_segmenter():
-    """Outlines differ by single pixels where a crop is resampled at another phase: 0.8 of an object of 200 pixels."""
-    check_segmenter(load("segmenter", "network"), min_iou=0.8)
+    check_segmenter(load("segmenter", "network"))
 
 
 def test_it_finds_nuclei_and_is_better_than_the_watershed(field):
@@ -133,20 +125,17 @@ def test_the_same_tissue_at_other_pixel_sizes(field):
     assert counts[0.65] == pytest.approx(int(truth.max()), rel=0.08)
 
 
-# the laws, within bounds: at most 0.3 % of the count, F1 between runs at least 0.99
+# the laws, exactly
 
 
 @pytest.mark.parametrize(("core_px", "offset_px"), [(256, (0, 0)), (512, (0, 0)), (512, (37, 91)), (1024, (211, 5))])
-def test_2_tile_size_and_shift_hardly_matter(slide, whole, core_px, offset_px):
-    f1, change = agreement(cells_of(slide, core_px, offset_px), whole)
+def test_2_tile_size_and_shift_do_not_matter(slide, whole, core_px, offset_px):
     assert len(whole) > 1500
-    assert change <= 0.003
-    assert f1 >= 0.99
+    pd.testing.assert_frame_equal(cells_of(slide, core_px, offset_px), whole, check_exact=True)
 
 
 def test_2_the_control_a_halo_that_is_too_small_is_noticed(slide, whole):
-    f1, _ = agreement(cells_of(slide, 128, grown_px=2), whole)
-    assert f1 < 0.99
+    assert len(cells_of(slide, 128, grown_px=2)) > 1.01 * len(whole)
 
 
 def test_3_threads_and_repetition_change_nothing(field, monkeypatch):
@@ -168,23 +157,23 @@ def test_threads_never_ask_for_more_cores_than_there_are(monkeypatch):
     assert usable_threads() == cores
 
 
-def test_pieces_change_next_to_nothing(field, monkeypatch):
+def test_pieces_change_nothing(field, monkeypatch):
     image, _ = field
     segment = Network(Network.Params(diameter_um=8.0))
-    labels = segment(image, PX)[0]
-    monkeypatch.setattr(network, "PIECE", 256)
-    assert len(network._pieces(496)) == 4
-    again = segment(image, PX)[0]
-    assert score_labels(again, labels, iou=(0.9,))[0].f1 > 0.995
+    labels = segment(image, PX)
+    monkeypatch.setattr(network, "PIECE_PX", 160 * 256)
+    monkeypatch.setattr(network, "PIECE_WIDTH", 256)
+    assert np.array_equal(segment(image, PX), labels)
 
 
-@pytest.mark.parametrize("n", [16, 1024, 1040, 3008])
-def test_pieces_cover_a_line_once_and_see_beyond(n):
-    pieces = network._pieces(n)
+@pytest.mark.parametrize(("n", "number"), [(16, 1), (1024, 1), (1040, 2), (3008, 4)])
+def test_pieces_cover_a_line_once_and_see_beyond(n, number):
+    pieces = network._pieces(n, 1024)
+    assert len(pieces) == number
     assert [kept.start for _, kept in pieces] == [0, *(kept.stop for _, kept in pieces[:-1])]
     assert pieces[-1][1].stop == n
     for seen, kept in pieces:
-        assert seen.stop - seen.start <= network.PIECE
+        assert seen.stop - seen.start <= 1024
         assert (seen.start, seen.stop) == (max(0, kept.start - network.MARGIN), min(n, kept.stop + network.MARGIN))
         assert seen.start % network.CELL == seen.stop % network.CELL == 0
 

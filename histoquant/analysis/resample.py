@@ -1,8 +1,13 @@
-"""Bring an image to another pixel size, and labels back to the first one."""
+"""Bring an image to another pixel size, and labels back to the first one.
+
+Scales are fractions, pixels of the result per pixels of the image. With n / m two crops whose corners lie m pixels
+apart are laid on one grid, and where n is a power of 2 places are computed without rounding: they agree to the bit.
+"""
 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def resampled(image: NDArray[np.float32], scale: float, shape: tuple[int, int], origin: int = 0) -> NDArray[np.float32]:
+def resampled(image: NDArray[np.float32], scale: Fraction, shape: tuple[int, int]) -> NDArray[np.float32]:
     """Return an image on a grid of another pitch, beyond its edges by reflection.
 
     Pixel i of the result lies at (i + 0.5) / scale of the image, its corner being 0. A triangle is laid over the image
@@ -24,21 +29,19 @@ def resampled(image: NDArray[np.float32], scale: float, shape: tuple[int, int], 
     ----------
     image : (y, x) float32
         At least one pixel.
-    scale : float
+    scale : Fraction
         Pixels of the result per pixel of the image.
     shape : (int, int)
         Of the result.
-    origin : int
-        Pixels of the result, in both directions, that lie before the image's corner.
     """
-    rows, columns = (_taps(n, scale, m, origin) for n, m in zip(image.shape, shape, strict=True))
+    rows, columns = (_taps(n, scale, m) for n, m in zip(image.shape, shape, strict=True))
     return _resampled(np.ascontiguousarray(image), *rows, *columns)
 
 
-def _taps(n: int, scale: float, m: int, origin: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def _taps(n: int, scale: Fraction, m: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Return which pixels of a line of n make up each of m new ones, and their weights: both (m, taps)."""
-    reach = max(1.0, 1 / scale)
-    centre = (np.arange(m) - origin + 0.5) / scale - 0.5
+    reach = max(1.0, float(1 / scale))
+    centre = (2 * np.arange(m) + 1) * scale.denominator / (2 * scale.numerator) - 0.5
     place = np.ceil(centre - reach).astype(np.int64)[:, None] + np.arange(math.floor(2 * reach) + 1)
     weight = np.maximum(1 - np.abs(place - centre[:, None]) / reach, 0)
     weight /= weight.sum(axis=1, keepdims=True)
@@ -76,7 +79,7 @@ def _resampled(
 
 
 def labels_at(
-    labels: NDArray[np.uint32], level: NDArray[np.float32], limit: float, scale: float, shape: tuple[int, int]
+    labels: NDArray[np.uint32], level: NDArray[np.float32], limit: float, scale: Fraction, shape: tuple[int, int]
 ) -> NDArray[np.uint32]:
     """Return labels on the grid of an image that `resampled` was given.
 
@@ -90,16 +93,18 @@ def labels_at(
     level : (y, x) float32
         Above the limit in objects.
     limit : float
-    scale : float
+    scale : Fraction
         As `resampled` was given.
     shape : (int, int)
         Of the result.
     """
     axes: list[Any] = []
     for n, m in zip(labels.shape, shape, strict=True):
-        place = np.clip((np.arange(m) + 0.5) * scale - 0.5, 0, n - 1)
-        low = np.minimum(place.astype(np.int32), max(n - 2, 0))
-        axes += [low, (place - low).astype(np.float32)]
+        # In parts of a pixel, as whole numbers: equal places in two crops then have equal shares.
+        parts = 2 * scale.denominator
+        place = np.clip((2 * np.arange(m) + 1) * scale.numerator - scale.denominator, 0, (n - 1) * parts)
+        low = np.minimum(place // parts, max(n - 2, 0))
+        axes += [low.astype(np.int32), ((place - low * parts) / parts).astype(np.float32)]
     return _labels_at(labels, level, np.float32(limit), *axes)
 
 

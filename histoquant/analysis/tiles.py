@@ -54,7 +54,7 @@ class Owned:
 
 
 def plan_tiles(
-    shape: tuple[int, int], *, core_px: int, halo_px: int, offset_px: tuple[int, int] = (0, 0)
+    shape: tuple[int, int], *, core_px: int, halo_px: int, offset_px: tuple[int, int] = (0, 0), grid_px: int = 1
 ) -> list[Tile]:
     """Cut an image into cores with halos, in raster order.
 
@@ -64,6 +64,8 @@ def plan_tiles(
         Of the image, in pixels.
     offset_px : (y, x)
         Where the first full core starts; the cores before it are smaller. Moving the grid must not change results.
+    grid_px : int
+        Boxes start at multiples of it: halos grow up to them.
 
     Examples
     --------
@@ -74,7 +76,11 @@ def plan_tiles(
     """
     rows, columns = (_cuts(length, core_px, start) for length, start in zip(shape, offset_px, strict=True))
     cores = [Box(y0, y1, x0, x1) for y0, y1 in rows for x0, x1 in columns]
-    return [Tile(core, core.grown(halo_px, shape)) for core in cores]
+    boxes = [core.grown(halo_px, shape) for core in cores]
+    return [
+        Tile(core, Box(box.y0 // grid_px * grid_px, box.y1, box.x0 // grid_px * grid_px, box.x1))
+        for core, box in zip(cores, boxes, strict=True)
+    ]
 
 
 def _cuts(length: int, core_px: int, start: int) -> list[tuple[int, int]]:

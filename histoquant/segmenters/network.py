@@ -12,14 +12,17 @@ The weights are a file in the package (ONNX, which holds numbers and the names o
 against `WEIGHTS_SHA256` before they are used. How they were made, on what, and what they cannot do is written in
 ``workflows/train_nuclei/MODEL_CARD.md``.
 
-A network is not exact at seams as the watershed is: it sees a pixel's surroundings through grids of 2 to 16 working
-pixels, whose phase depends on where a crop begins. How little that changes is measured in ``tests/test_network.py``.
+A network sees a pixel's surroundings through grids of 2 to 16 working pixels, whose phase depends on where a crop
+begins. The scale is therefore chosen so that the coarsest cell is a whole number of the slide's pixels, and crops
+start at multiples of it (`Network.grid_px`): what the network says about a place is then the same to the bit in every
+crop that holds all it can see, and counts do not depend on tiles.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,14 +50,17 @@ WORKING_PX = 15.0
 CELL = 16
 """Side of the network's coarsest grid: what it is given is a multiple of it."""
 
-PIECE = 1024
-"""Largest side of what is given to the network at once; bounds its memory to about 200 MB."""
+PIECE_PX = 3_000_000
+"""Most pixels that are given to the network at once; bounds its memory."""
 
-MARGIN = 64
-"""How far the surroundings of a pixel are looked at when a crop is given in pieces; a multiple of `CELL`."""
+PIECE_WIDTH = 4096
 
-REACH = 5.0
-"""How far, in diameters, from a crop's edge labels may differ; measured in tests/test_network.py."""
+MARGIN = 96
+"""How far the network sees, in working pixels, at most; a multiple of `CELL`. Changing one pixel shows so."""
+
+REACH = (MARGIN + 1.5 * WORKING_PX) / WORKING_PX
+"""How far, in diameters, from a crop's edge labels may differ: what the network sees, then two basins, of which whether
+they join depends on the neighbour's summit; tested in tests/test_network.py."""
 
 MAX_ROUNDS = 4
 MOST_STEP = 1.6
@@ -134,6 +140,10 @@ class Network:
             If the diameter is not known yet.
         """
         return REACH * self._diameter_um()
+
+    def grid_px(self, pixel_size_um: float) -> int:
+        """Return at multiples of how many pixels crops start: one cell of the network's coarsest grid."""
+        return _cell_px(self._diameter_um() / pixel_size_um)
 
     def survey(self, samples: list[NDArray[np.float32]], pixel_size_um: float) -> NetworkParams:
         """Fill in the diameter from sample windows of a slide.
@@ -233,7 +243,7 @@ def _labels(image: NDArray[np.float32], diameter: float, params: NetworkParams) 
     """Return the (y, x) labels of a plane; the diameter is in pixels."""
     if not image.size:
         return np.zeros(image.shape, dtype=np.uint32)
-    scale = WORKING_PX / diameter
+    scale = Fraction(CELL, _cell_px(diameter))
     probability, height = _maps(image, scale)
     labels, summit = local_basins(height, probability > np.float32(params.probability), join=params.split, rounds=2)
     if not len(summit):
@@ -247,20 +257,25 @@ def _labels(image: NDArray[np.float32], diameter: float, params: NetworkParams) 
 
 def _certainty(planes: list[NDArray[np.float32]], diameter: float) -> float:
     """Return how sure the network is of pixels that may be nucleus, 0 to 1."""
-    said = [_maps(plane, WORKING_PX / diameter)[0] for plane in planes]
+    said = [_maps(plane, Fraction(CELL, _cell_px(diameter)))[0] for plane in planes]
     doubt = np.concatenate([probability[probability > 0.1] for probability in said])
     return float(np.abs(2 * doubt - 1).mean()) if len(doubt) else 0.0
 
 
-def _maps(image: NDArray[np.float32], scale: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _cell_px(diameter: float) -> int:
+    """Return how many pixels of an image a cell of the coarsest grid takes, nuclei being so many pixels across."""
+    return max(1, round(CELL * diameter / WORKING_PX))
+
+
+def _maps(image: NDArray[np.float32], scale: Fraction) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return probability and height of an image at working resolution, (y, x) float32 each."""
-    shape = tuple(max(1, math.ceil(n * scale)) for n in image.shape)
+    shape = tuple(math.ceil(n * scale) for n in image.shape)
     padded = tuple(-(-n // CELL) * CELL for n in shape)
     plane = resampled(image, scale, padded)
     session = _session(WEIGHTS, usable_threads())
     maps = np.empty((2, *padded), dtype=np.float32)
-    for seen_y, kept_y in _pieces(padded[0]):
-        for seen_x, kept_x in _pieces(padded[1]):
+    for seen_x, kept_x in _pieces(padded[1], PIECE_WIDTH):
+        for seen_y, kept_y in _pieces(padded[0], PIECE_PX // (seen_x.stop - seen_x.start)):
             (answer,) = session.run(None, {"image": plane[np.newaxis, np.newaxis, seen_y, seen_x]})
             top, left = kept_y.start - seen_y.start, kept_x.start - seen_x.start
             kept = maps[:, kept_y, kept_x]
@@ -268,10 +283,12 @@ def _maps(image: NDArray[np.float32], scale: float) -> tuple[NDArray[np.float32]
     return np.ascontiguousarray(maps[0, : shape[0], : shape[1]]), np.ascontiguousarray(maps[1, : shape[0], : shape[1]])
 
 
-def _pieces(n: int) -> list[tuple[slice, slice]]:
+def _pieces(n: int, most: int) -> list[tuple[slice, slice]]:
     """Cut a line into pieces of about equal length: what the network sees, and what is kept of its answer."""
-    count = 1 if n <= PIECE else -(-n // (PIECE - 2 * MARGIN))
-    step = -(-n // (count * CELL)) * CELL
+    count, step = 1, n
+    while step > CELL and step + MARGIN * min(count - 1, 2) > most:
+        count += 1
+        step = -(-n // (count * CELL)) * CELL
     kept = [slice(start, min(n, start + step)) for start in range(0, n, step)]
     return [(slice(max(0, part.start - MARGIN), min(n, part.stop + MARGIN)), part) for part in kept]
 

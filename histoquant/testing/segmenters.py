@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant.analysis.tiles import own, plan_tiles
+from histoquant.registry import grid_of
 from histoquant.testing.promises import BrokenPromises, checked_params
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def check_segmenter(segmenter: type[Any], params: Mapping[str, Any] | None = Non
         honest = np.isfinite(halo_um) and halo_um > 0
         faults.expect(honest, f"halo_um is {halo_um}, not a positive number")
         if honest and not faults.found:
-            _check_tiles(faults, labels_of, int(np.ceil(halo_um / PIXEL_SIZE_UM)), min_iou)
+            grid_px = grid_of(segment, PIXEL_SIZE_UM)
+            _check_tiles(faults, labels_of, int(np.ceil(halo_um / PIXEL_SIZE_UM)), grid_px, min_iou)
     faults.stop_if_any()
 
 
@@ -112,14 +114,16 @@ def _nuclei(shape: tuple[int, int]) -> NDArray[np.float32]:
     return image[np.newaxis, np.newaxis]
 
 
-def _check_tiles(faults: BrokenPromises, labels_of: Callable[..., Any], halo_px: int, min_iou: float) -> None:
+def _check_tiles(
+    faults: BrokenPromises, labels_of: Callable[..., Any], halo_px: int, grid_px: int, min_iou: float
+) -> None:
     core_px = max(128, halo_px + 32)  # so that the middle tile is cut on all sides
     shape = (3 * core_px, 3 * core_px)
     image = _nuclei(shape)
     whole = labels_of("a whole image", image)[0]
     tiled = np.zeros(shape, dtype=np.uint32)
     total = 0
-    for tile in plan_tiles(shape, core_px=core_px, halo_px=halo_px):
+    for tile in plan_tiles(shape, core_px=core_px, halo_px=halo_px, grid_px=grid_px):
         box = tile.box
         owned = own(labels_of("a tile", image[:, :, box.y0 : box.y1, box.x0 : box.x1])[0], tile, shape)
         number = np.zeros(len(owned.mine) + 1, dtype=np.uint32)
