@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from histoquant import __version__
+from histoquant.console import Printer
 from histoquant.errors import Faults, HistoquantError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from histoquant.batch import Outcome, Progress
+    from histoquant.batch import Outcome
     from histoquant.inputs import Checked
 
 app = typer.Typer(
@@ -47,51 +45,6 @@ Outside = Annotated[
 _watching = partial(typer.Option, rich_help_panel="Watching a scanner's folder")
 
 
-class _Printer:
-    """Prints lines to the terminal and to a log file."""
-
-    def __init__(self, quiet: bool, log: Path | None) -> None:
-        self.quiet, self.log = quiet, log
-        if log is not None:
-            self._append("")
-
-    def __call__(self, text: str) -> None:
-        if not self.quiet:
-            print(text, flush=True)  # into a file or pipe too: a watch lasts for days
-        if self.log is not None:
-            self._append(text + "\n")
-
-    def _append(self, text: str) -> None:
-        assert self.log is not None
-        try:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise InputError(f"Cannot write the log '{self.log}': {error.strerror}.", "Name another.") from error
-
-    @contextmanager
-    def progress(self, title: str) -> Iterator[Callable[[Progress], None]]:
-        """Give a callback that shows a bar with the time left on a terminal, and plain lines otherwise."""
-        if self.quiet or not sys.stderr.isatty():
-            yield self._line
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Bar(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task(title, total=None)
-
-            def show(step: Progress) -> None:
-                bar.update(task, completed=step.done, total=step.total, description=f"{title}  {step.message[:60]}")
-
-            yield show
-
-    def _line(self, step: Progress) -> None:
-        self(f"[{step.done}/{step.total}] {step.message}")
-
-
 @app.command(epilog="Example:  histoquant demo --out demo_out")
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")] = Path("histoquant_demo"),
@@ -104,7 +57,7 @@ def demo(
     from histoquant.inputs import load
     from histoquant.samples import sample_study
 
-    tell = _Printer(quiet, log)
+    tell = Printer(quiet, log)
     study = sample_study(out.with_name(f"{out.name}_study"), tell)
     checked = load(study, study.with_name("recipe.toml"))
     with tell.progress("demo") as show:
@@ -125,7 +78,7 @@ def init(
     """Look into every slide of a folder and write a sample sheet and a recipe to start from."""
     from histoquant.starter import write_starter
 
-    tell = _Printer(quiet, None)
+    tell = Printer(quiet, None)
     for line in write_starter(folder, out or folder / "study.csv", pixel_size_um=pixel_size_um, force=force):
         tell(line)
 
@@ -144,7 +97,7 @@ def check(
 
     checked = load(study, recipe, allow_outside=allow_outside)
     sound, failures = check_study(checked)
-    tell = _Printer(quiet, None)
+    tell = Printer(quiet, None)
     if json_:
         print(json.dumps({"sound": sound, "faults": [vars(failure) for failure in failures]}, indent=2))
     for failure in () if json_ else failures:
@@ -197,7 +150,7 @@ def run(
     """Analyse a study. Exit code 0 done, 1 some slides failed, 2 the input is wrong, 130 interrupted."""
     from histoquant.cluster import Limits
 
-    tell = _Printer(quiet or json_, log)
+    tell = Printer(quiet or json_, log)
     settings: dict[str, Any] = {"workers": workers, "limits": Limits(memory, block_timeout)}
     watching = {
         "--until-idle": until_idle,
@@ -250,14 +203,14 @@ def run(
     _report(outcome, tell)
 
 
-def _analyse(checked: Checked, out: Path, settings: dict[str, Any], tell: _Printer) -> Outcome:
+def _analyse(checked: Checked, out: Path, settings: dict[str, Any], tell: Printer) -> Outcome:
     from histoquant.batch import run_study
 
     with tell.progress("run") as show:
         return run_study(checked, out, command=sys.argv, progress=show, **settings)
 
 
-def _repeat(root: Path, out: Path, settings: dict[str, Any], tell: _Printer, json_: bool) -> None:
+def _repeat(root: Path, out: Path, settings: dict[str, Any], tell: Printer, json_: bool) -> None:
     """Repeat a run, say what differs, and leave with 0 (nothing), 1 (something) or 2 (it cannot be repeated)."""
     from histoquant.repeat import repeat_run
 
@@ -309,7 +262,7 @@ def seamcheck(
     """Analyse a slide on two tile grids and list the objects that differ. Exit code 0 equal, 1 different, 2 input."""
     from histoquant.seamcheck import report_lines, seamcheck
 
-    tell = _Printer(quiet or json_, None)
+    tell = Printer(quiet or json_, None)
     with tell.progress("seamcheck") as show:
         found = seamcheck(
             slide, recipe, pixel_size_um=pixel_size_um, scene=scene, shift_px=shift, workers=workers, progress=show
@@ -321,7 +274,7 @@ def seamcheck(
     raise typer.Exit(0 if found.equal else 1)
 
 
-def _report(outcome: Outcome, tell: _Printer) -> None:
+def _report(outcome: Outcome, tell: Printer) -> None:
     """Say where the results are, list what failed, and leave with the right code."""
     for note in outcome.notes:
         tell(f"note: {note}")
@@ -358,7 +311,7 @@ def segment(
     """Find the nuclei of one image."""
     from histoquant.single import segment_image
 
-    tell = _Printer(quiet or json_, None)
+    tell = Printer(quiet or json_, None)
     settings = dict(_parameter(text) for text in param or ())
     if segmenter is not None:
         settings["segmenter"] = segmenter
@@ -440,7 +393,7 @@ def phantom(
         "controls": tuple(control) if control else None,
     }
     plan = PhantomPlan(assay=assay, seed=seed, **{name: value for name, value in stated.items() if value is not None})
-    tell = _Printer(quiet, None)
+    tell = Printer(quiet, None)
     with tell.progress("phantom") as show:
         study = make_phantom(out, plan, progress=lambda part: show(Progress(round(100 * part), 100, f"{part:.0%}")))
     tell(f"histoquant run {study} --recipe {study.with_name('recipe.toml')} --out {out.with_name(out.name + '_run')}")
@@ -454,7 +407,7 @@ def report(
     """Write the HTML report of a finished run again."""
     from histoquant.batch import write_report
 
-    _Printer(quiet, None)(f"Report:   {write_report(folder)}")
+    Printer(quiet, None)(f"Report:   {write_report(folder)}")
 
 
 @app.command(epilog="Example:  histoquant plugins")
