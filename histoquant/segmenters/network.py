@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WEIGHTS = Path(__file__).with_name("weights") / "nuclei.onnx"
-WEIGHTS_SHA256 = "ddcc6d34754dfa005b09aed79ccf6378a4ce52747d4031918f2f6d1e299ac687"
+WEIGHTS_SHA256 = "0058a66ea6f95135532a48a4f1575518311de66c16b401b4cd46cfd140aa7011"
 
 WORKING_PX = 15.0
 """Diameter of a nucleus, in pixels, as the network was trained to see it."""
@@ -91,7 +91,7 @@ class NetworkParams(BaseModel):
         description="A pixel is in a nucleus when that is more probable than this; higher makes nuclei smaller.",
     )
     split: float = Field(
-        0.75,
+        0.7,
         ge=0.1,
         le=0.999,
         title="Split",
@@ -99,7 +99,7 @@ class NetworkParams(BaseModel):
         "higher splits more.",
     )
     certainty: float = Field(
-        0.35,
+        0.4,
         ge=0,
         lt=1,
         title="Certainty",

@@ -32,7 +32,7 @@ def groups(fields: list[Field]) -> NDArray[np.float64]:
     """
     keys = [field.kind if field.kind == "phantom" else f"{field.kind} {field.image.shape}" for field in fields]
     count = {key: keys.count(key) for key in keys}
-    share = {key: max(3.0, math.sqrt(n)) for key, n in count.items()}
+    share = {key: max(5.0, math.sqrt(n)) for key, n in count.items()}
     for key in share:
         share[key] *= {"phantom": 2.2, "colour": 0.6}.get(key.split()[0], 1.0)
     chance = np.array([share[key] / count[key] for key in keys])
@@ -75,7 +75,7 @@ def _piece(
     reach = side / scale
     # Turns by right angles keep pixels square; free ones are for half of the pieces.
     angle = rng.integers(4) * math.pi / 2 + (rng.uniform(-0.8, 0.8) if rng.random() < 0.5 else 0.0)
-    stretch = math.exp(rng.uniform(-0.12, 0.12))
+    stretch = math.exp(rng.uniform(-0.25, 0.25))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     matrix = turn @ np.diag([stretch * mirror, 1 / stretch]) / scale  # from patch to field
