@@ -308,3 +308,10 @@ def test_real_nuclei_without_being_told_their_size():
         scores += score_labels(labels, truth)
     # Of images, not of objects: three hazy embryos hold a quarter of all nuclei.
     assert pool(scores).mean["f1"] >= 0.82
+
+
+def test_its_memory_is_bounded_by_a_piece():
+    segment, free = Network(Network.Params(diameter_um=8.0)), Network(Network.Params())
+    small, large, larger = (segment.memory_bytes(n_px, PX) for n_px in (10**5, 10**7, 10**8))
+    assert 0 < small < large == larger == free.memory_bytes(10**8, PX)
+    assert segment.memory_bytes(10**5, 2 * PX) > small  # coarser pixels are blown up

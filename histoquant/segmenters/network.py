@@ -50,8 +50,9 @@ WORKING_PX = 15.0
 CELL = 16
 """Side of the network's coarsest grid: what it is given is a multiple of it."""
 
-PIECE_PX = 3_000_000
-"""Most pixels that are given to the network at once; bounds its memory."""
+PIECE_PX = 2_000_000
+PIECE_PX_BYTES = 260
+"""Most pixels that are given to the network at once, and the memory it takes for each (measured)."""
 
 PIECE_WIDTH = 4096
 
@@ -144,6 +145,13 @@ class Network:
     def grid_px(self, pixel_size_um: float) -> int:
         """Return at multiples of how many pixels crops start: one cell of the network's coarsest grid."""
         return _cell_px(self._diameter_um() / pixel_size_um)
+
+    def memory_bytes(self, n_px: int, pixel_size_um: float) -> int:
+        """Return the memory that the network takes for a crop of so many pixels: that of its largest piece."""
+        scale = 1.0
+        if self.params.diameter_um is not None:
+            scale = CELL / _cell_px(self.params.diameter_um / pixel_size_um)
+        return int(PIECE_PX_BYTES * min(n_px * scale**2, PIECE_PX))
 
     def survey(self, samples: list[NDArray[np.float32]], pixel_size_um: float) -> NetworkParams:
         """Fill in the diameter from sample windows of a slide.
