@@ -147,7 +147,7 @@ def write_report(root: Path) -> Path:
         If the folder holds no finished run.
     """
     path = root / "report.html"
-    store.write_bytes(path, render_report(root).encode("utf-8"))
+    store.write_bytes(path, render_report(root).encode("utf-8"), make_folder=False)
     return path
 
 
@@ -157,7 +157,7 @@ def _write_tables(state: RunState, failures: Sequence[Failure], reports: dict[st
 
     folder = state.folder
     listed = pd.DataFrame([vars(failure) for failure in failures], columns=list(FAILURES))
-    store.write_csv(folder.root / "failures.csv", listed)
+    store.write_csv(folder.root / "failures.csv", listed, make_folder=False)
     regions = _stacked((report.regions for report in reports.values()), REGIONS)
     curve = _stacked((report.sensitivity for report in reports.values()), SENSITIVITY)
     rows = [row for row in state.checked.study.included if not row.control]

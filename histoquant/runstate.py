@@ -189,7 +189,7 @@ class RunState:
             "excluded": {row.slide_id: row.exclude for row in study.slides if row.exclude},
             "notes": self.notes,
         }
-        store.write_json(self.folder.root / "run.json", content)
+        store.write_json(self.folder.root / "run.json", content, make_folder=False)
 
     def _finished(self) -> list[str]:
         return [slide for slide, stage in self.slides.items() if stage == "done"]

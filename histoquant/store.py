@@ -34,11 +34,11 @@ _LEFTOVER = re.compile(r"\..+\.(\w{8}\.part|\d+\.(part|tiles))")
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, make_folder: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on leaving, flush what was written there and rename it.
 
-    At most the last folder of the path is made: when a network share has vanished, its mount point is still there, and
-    a run folder must not be begun on the disk below it.
+    At most the last folder of the path is made, and not even that without ``make_folder``: when a network share has
+    vanished, its mount point is still there, and a run folder must not be begun on the disk below it.
 
     Raises
     ------
@@ -47,7 +47,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -69,16 +70,16 @@ def whole_file(path: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, make_folder: bool = True) -> None:
     """Write a file whole or not at all."""
-    with whole_file(path) as temporary:
+    with whole_file(path, make_folder=make_folder) as temporary:
         temporary.write_bytes(content)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], *, make_folder: bool = True) -> None:
     """Write a JSON file whole or not at all; keys keep their order."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(path, (text + "\n").encode(), make_folder=make_folder)
 
 
 def _plain(value: Any) -> Any:
@@ -89,9 +90,9 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
+def write_csv(path: Path, table: pd.DataFrame, *, make_folder: bool = True) -> None:
     """Write a table as CSV (UTF-8, shortest exact decimals) whole or not at all."""
-    write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())
+    write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode(), make_folder=make_folder)
 
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:

@@ -112,3 +112,15 @@ def test_weights_enter_the_key_of_what_a_segmenter_found(monkeypatch):
     first = segmenter_fingerprint(segment)
     Network.weights_sha256 = "cd34"
     assert len({plain, first, segmenter_fingerprint(segment)}) == 3
+
+
+def test_no_folder_is_begun_where_a_run_folder_went_away(tmp_path):
+    """What a mount point looks like when its share has vanished: there, and empty."""
+    for write in (
+        lambda path: store.write_json(path, {}, make_folder=False),
+        lambda path: store.write_bytes(path, b"", make_folder=False),
+        lambda path: store.write_csv(path, pd.DataFrame(), make_folder=False),
+    ):
+        with pytest.raises(StoreError, match="run the same command again"):
+            write(tmp_path / "out" / "run.json")
+    assert not list(tmp_path.iterdir())
