@@ -31,8 +31,8 @@ from histoquant.analysis.basins import of_size
 from histoquant.errors import InputError, PluginError
 from histoquant.segmenters.cellpose_network import INSTALL, Precision, fast_precision, missing_package, network_of
 from histoquant.segmenters.cellpose_weights import Weights, weights_of
-from histoquant.segmenters.planes import plane_of
-from histoquant.segmenters.watershed import MIN_DIAMETER_PX, Watershed
+from histoquant.segmenters.planes import diameter_px, plane_of
+from histoquant.segmenters.watershed import Watershed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -217,13 +217,7 @@ class Cellpose:
         PluginError
             If the weights are missing or wrong, what they give is no number, or the graphics card is full.
         """
-        diameter_um = self._diameter_um()
-        diameter = diameter_um / pixel_size_um
-        if diameter < MIN_DIAMETER_PX:
-            raise InputError(
-                f"Nuclei of {diameter_um:g} um are {diameter:.1f} pixels of {pixel_size_um:g} um across.",
-                "Give the true diameter_um or pixel size, or scan at a higher magnification.",
-            )
+        diameter = diameter_px(self._diameter_um(), pixel_size_um)
         plane = plane_of(image)
         weights = self._weights()  # before the image is looked at: an empty tile must not hide that they are missing
         if not plane.size:

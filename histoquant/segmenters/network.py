@@ -35,8 +35,8 @@ from histoquant.analysis.blobs import median_diameter
 from histoquant.analysis.resample import labels_at, resampled
 from histoquant.cores import usable_threads
 from histoquant.errors import InputError, PluginError
-from histoquant.segmenters.planes import plane_of, with_signal
-from histoquant.segmenters.watershed import MIN_DIAMETER_PX, Watershed
+from histoquant.segmenters.planes import MIN_DIAMETER_PX, diameter_px, plane_of, with_signal
+from histoquant.segmenters.watershed import Watershed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -229,13 +229,7 @@ class Network:
         PluginError
             If the weights are not those that came with this version.
         """
-        diameter_um = self._diameter_um()
-        diameter = diameter_um / pixel_size_um
-        if diameter < MIN_DIAMETER_PX * (1 - 1e-6):  # what survey() held at the limit is not below it by rounding
-            raise InputError(
-                f"Nuclei of {diameter_um:g} um are {diameter:.1f} pixels of {pixel_size_um:g} um across.",
-                "Give the true diameter_um or pixel size, or scan at a higher magnification.",
-            )
+        diameter = diameter_px(self._diameter_um(), pixel_size_um)
         return _labels(plane_of(image), diameter, self.params)[np.newaxis]
 
     def _diameter_um(self) -> float:

@@ -11,6 +11,8 @@ from histoquant.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MIN_DIAMETER_PX = 3.0
+
 SURVEYED = 16
 SURVEYED_PX = 512
 
@@ -40,3 +42,20 @@ def with_signal(planes: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         planes = [planes[i] for i in upper[np.linspace(0, len(upper) - 1, SURVEYED).round().astype(int)]]
     starts = [[max(0, (n - SURVEYED_PX) // 2) for n in plane.shape] for plane in planes]
     return [plane[y : y + SURVEYED_PX, x : x + SURVEYED_PX] for plane, (y, x) in zip(planes, starts, strict=True)]
+
+
+def diameter_px(diameter_um: float, pixel_size_um: float) -> float:
+    """Return a nuclear diameter in pixels.
+
+    Raises
+    ------
+    InputError
+        If a nucleus is less than three pixels across.
+    """
+    diameter = diameter_um / pixel_size_um
+    if diameter < MIN_DIAMETER_PX * (1 - 1e-6):  # what survey() held at the limit is not below it by rounding
+        raise InputError(
+            f"Nuclei of {diameter_um:g} um are {diameter:.1f} pixels of {pixel_size_um:g} um across.",
+            "Give the true diameter_um or pixel size, or scan at a higher magnification.",
+        )
+    return diameter

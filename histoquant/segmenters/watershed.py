@@ -29,7 +29,7 @@ from histoquant.analysis.blobs import NOISE_FACTOR, median_diameter, typical_blo
 from histoquant.analysis.compiled import compiled
 from histoquant.analysis.filters import TRUNCATE, brushed, capped_distance, gauss, opened, without_holes
 from histoquant.errors import InputError
-from histoquant.segmenters.planes import plane_of, with_signal
+from histoquant.segmenters.planes import diameter_px, plane_of, with_signal
 from histoquant.threads import in_order
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ HAZE_TRUNCATE = 2.0
 # no farther than 3.6 diameters from the cut, extent of the object included.
 FILTER_REACH = HAZE_WINDOW + TRUNCATE * (BROAD_SIGMA + DISTANCE_SIGMA) + HAZE_TRUNCATE * HAZE_SIGMA
 REACH = FILTER_REACH + DISTANCE_CAP + HOLE + 4 * BRUSH + 3 * 0.5
-MIN_DIAMETER_PX = 3.0
 DEFAULT_DIAMETER_UM = 8.0  # of most rodent neurons; used on a slide where nothing can be measured
 GLARE, MAX_ROUNDS = 3.0, 8  # debris counts as this many typical nuclei at most
 
@@ -212,12 +211,7 @@ class Watershed:
             than three pixels across.
         """
         diameter_um, threshold = self._resolved()
-        diameter = diameter_um / pixel_size_um
-        if diameter < MIN_DIAMETER_PX * (1 - 1e-6):  # what survey() held at the limit is not below it by rounding
-            raise InputError(
-                f"Nuclei of {diameter_um:g} um are {diameter:.1f} pixels of {pixel_size_um:g} um across.",
-                "Give the true diameter_um or pixel size, or scan at a higher magnification.",
-            )
+        diameter = diameter_px(diameter_um, pixel_size_um)
         return _labels(plane_of(image), diameter, threshold, self.params)[np.newaxis]
 
     def _resolved(self) -> tuple[float, float]:
