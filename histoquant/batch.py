@@ -171,11 +171,11 @@ def _write_tables(state: RunState, failures: Sequence[Failure], reports: dict[st
     )
     store.write_csv(folder.table("regions"), regions)
     store.write_csv(folder.table("animals"), animals)
-    store.write_csv(folder.table("groups"), count_groups(animals, reference_group=_reference(state.checked)))
+    store.write_csv(folder.table("groups"), count_groups(animals, reference_group=reference_of(state.checked)))
     store.write_csv(folder.table("sensitivity"), curve)
 
 
-def _reference(checked: Checked) -> str:
+def reference_of(checked: Checked) -> str:
     """Return the group that the others are compared with."""
     groups = list(dict.fromkeys(row.group for row in checked.study.included if not row.control))
     if checked.recipe.count.reference_group is not None:

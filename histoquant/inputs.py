@@ -48,12 +48,19 @@ class Checked:
 
 
 def load(
-    study_path: Path, recipe_path: Path, *, allow_outside: bool = False, more: Sequence[Mapping[str, str]] = ()
+    study_path: Path,
+    recipe_path: Path,
+    *,
+    allow_outside: bool = False,
+    more: Sequence[Mapping[str, str]] = (),
+    cells: bool = True,
 ) -> Checked:
     """Read a sample sheet and a recipe.
 
     Parameters
     ----------
+    cells : bool
+        Whether cells are to be counted, so that the recipe needs a panel.
     more : sequence of mappings
         Further rows, by column; those whose slide the sheet lists itself are left out.
 
@@ -72,7 +79,7 @@ def load(
     except HistoquantError as error:
         faults += single_faults(error)
     try:
-        recipe = read_recipe(recipe_path)
+        recipe = read_recipe(recipe_path, cells=cells)
     except HistoquantError as error:
         faults += single_faults(error)
     if study is not None and recipe is not None:
@@ -136,8 +143,13 @@ def restated_inputs(state: Mapping[str, Any]) -> Checked:
     return Checked(Study(tuple(slides), folder), build_recipe(recipe, source="run.json"), files, waiting)
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, *, cells: bool = True) -> Recipe:
     """Read a recipe, and check that the plug-ins it names are there and take their parameters.
+
+    Parameters
+    ----------
+    cells : bool
+        Whether cells are to be counted, so that it needs a panel.
 
     Raises
     ------
@@ -145,6 +157,11 @@ def read_recipe(path: Path) -> Recipe:
         Every fault of it, together.
     """
     recipe = parse_recipe(_text(path, RecipeError, "recipe", MAX_RECIPE_BYTES), source=path.name)
+    if cells and not recipe.panel:
+        raise RecipeError(
+            f"{path.name}: the recipe has no panel: it measures infarcts and counts no cells.",
+            "Use histoquant infarct, or name the markers under [panel].",
+        )
     segmenter_parameters(recipe.segment)
     segmenter_fingerprint(recipe.segment)  # finds weights that are missing, before any slide is opened
     rules_of(recipe.panel)

@@ -114,7 +114,7 @@ def seamcheck(
 @app.command(epilog="Example:  histoquant phantom sections --assay tunel --animals 3 --seed 1")
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    assay: Annotated[str, typer.Option("--assay", "-a", help="tunel, brdu, dcx or nuclei.")],
+    assay: Annotated[str, typer.Option("--assay", "-a", help="tunel, brdu, dcx, nuclei or ttc.")],
     size_mm: Annotated[
         tuple[float, float] | None, typer.Option("--size-mm", help="Height and width of each section.")
     ] = None,
@@ -130,8 +130,27 @@ def phantom(
 ) -> None:
     """Make a synthetic study whose truth is known."""
     from histoquant.batch import Progress
-    from histoquant.phantom import PhantomPlan, make_phantom
+    from histoquant.phantom import PhantomPlan, TtcPlan, make_phantom, make_ttc_phantom
 
+    tell = Printer(quiet, None)
+    if assay == "ttc":
+        options: dict[str, Any] = {
+            "--size-mm": size_mm,
+            "--density-per-mm2": density_per_mm2,
+            "--diameter-um": diameter_um,
+        }
+        options |= {"--sections": sections, "--control": control}
+        for name in [name for name, value in options.items() if value is not None]:
+            raise InputError(f"{name} says nothing about TTC slices.", "Leave it out.")
+        given: dict[str, Any] = {"animals": animals, "pixel_size_um": pixel_size_um, "effect": effect}
+        slices = TtcPlan(seed=seed, **{name: value for name, value in given.items() if value is not None})
+        with tell.progress("phantom") as show:
+            study = make_ttc_phantom(
+                out, slices, progress=lambda part: show(Progress(round(100 * part), 100, f"{part:.0%}"))
+            )
+        run_folder = out.with_name(out.name + "_run")
+        tell(f"histoquant infarct {study} --recipe {study.with_name('recipe.toml')} --out {run_folder}")
+        return
     stated: dict[str, Any] = {
         "size_mm": size_mm,
         "pixel_size_um": pixel_size_um,
@@ -143,7 +162,6 @@ def phantom(
         "controls": tuple(control) if control else None,
     }
     plan = PhantomPlan(assay=assay, seed=seed, **{name: value for name, value in stated.items() if value is not None})
-    tell = Printer(quiet, None)
     with tell.progress("phantom") as show:
         study = make_phantom(out, plan, progress=lambda part: show(Progress(round(100 * part), 100, f"{part:.0%}")))
     tell(f"histoquant run {study} --recipe {study.with_name('recipe.toml')} --out {out.with_name(out.name + '_run')}")

@@ -71,8 +71,15 @@ def check(
     from histoquant.batch import check_study
     from histoquant.inputs import load
 
-    checked = load(study, recipe, allow_outside=allow_outside)
-    sound, failures = check_study(checked)
+    checked = load(study, recipe, allow_outside=allow_outside, cells=False)
+    if checked.recipe.panel:
+        sound, failures = check_study(checked)
+    else:
+        from histoquant.infarct import check_infarct
+
+        failures = check_infarct(checked)
+        faulty = {failure.slide for failure in failures}
+        sound = [row.slide_id for row in checked.taken if row.slide_id not in faulty]
     tell = Printer(quiet, None)
     if json_:
         print(json.dumps({"sound": sound, "faults": [vars(failure) for failure in failures]}, indent=2))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from histoquant.errors import RecipeError, raise_all
+from histoquant.model.infarct import InfarctSettings
 from histoquant.model.panel import Marker, Panel, called_markers, channel_of, named_stains
 from histoquant.model.region_rule import RegionRule
 
@@ -163,7 +164,7 @@ class Recipe(BaseModel):
 
     schema_: Literal[1] = Field(1, alias="schema", title="Schema", description="Version of this file format.")
     name: str = Field("", max_length=200, title="Name", description="What the recipe is called in reports.")
-    panel: Panel = Field(min_length=1, title="Panel", description="Markers by name.")
+    panel: Panel = Field(default_factory=dict, title="Panel", description="Markers by name.")
     segment: Segment = Field(default_factory=Segment, title="Nuclei")
     tiles: Tiles = Field(default_factory=Tiles, title="Tiles")
     background: BackgroundSettings = Field(default_factory=BackgroundSettings, title="Background")
@@ -171,6 +172,9 @@ class Recipe(BaseModel):
     measure: Measure = Field(default_factory=Measure, title="Measurement")
     regions: dict[str, RegionRule] = Field(default_factory=dict, title="Regions", description="By region name.")
     count: Count = Field(default_factory=Count, title="Counting")
+    infarct: InfarctSettings | None = Field(
+        None, title="Infarct", description="For `histoquant infarct`, in place of a panel."
+    )
 
     @field_validator("panel")
     @classmethod
@@ -182,6 +186,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
+        if not self.panel and self.infarct is not None:
+            return self
         counterstains = [name for name, marker in self.panel.items() if marker.role == "counterstain"]
         if len(counterstains) != 1:
             raise ValueError(f"the panel needs exactly one counterstain, it has {len(counterstains)}")
@@ -230,6 +236,8 @@ class Recipe(BaseModel):
         content = self.model_dump(mode="json", by_alias=True)
         content["result_version"] = RESULT_VERSION
         del content["name"]
+        if self.infarct is None:  # recipes of cells keep the fingerprint they had before there were others
+            del content["infarct"]
         decides = ["result_version", "segment", "tiles", "background", "measure"]
         if named_stains(self.panel):
             decides.append("stains")
@@ -311,6 +319,7 @@ def _known_keys(place: tuple[Any, ...]) -> tuple[str, ...]:
         "measure": Measure,
         "regions": RegionRule,
         "count": Count,
+        "infarct": InfarctSettings,
     }
     if len(place) == 1:
         return ("schema", "name", *models)

@@ -124,6 +124,55 @@ SENSITIVITY: Schema = {
 }
 """Counts at 0.8 to 1.2 times each threshold; factor 1 repeats the regions table."""
 
+INFARCT_SLICES: Schema = {
+    "slide_id": "str",
+    "animal": "str",
+    "group": "str",
+    "slice": "int64",
+    "side": "str",
+    "infarct_mm2": "float64",
+    "ipsilateral_mm2": "float64",
+    "contralateral_mm2": "float64",
+    "indirect_mm2": "float64",
+    "ratio_mm2": "float64",
+    "flags": "str",
+}
+"""``side`` is where the lesion is in the picture. Indirect areas may be below 0 and are kept so."""
+
+INFARCT: Schema = {
+    "animal": "str",
+    "group": "str",
+    "n_slices": "int64",
+    "n_negative": "int64",
+    "direct_mm3": "float64",
+    "indirect_mm3": "float64",
+    "ratio_mm3": "float64",
+    "ipsilateral_mm3": "float64",
+    "contralateral_mm3": "float64",
+    "direct_percent_hemisphere": "float64",
+    "indirect_percent_hemisphere": "float64",
+    "ratio_percent_hemisphere": "float64",
+    "direct_percent_brain": "float64",
+    "indirect_percent_brain": "float64",
+    "ratio_percent_brain": "float64",
+    "swelling_percent": "float64",
+    "slice_thickness_um": "float64",
+    "primary": "str",
+    "flags": "str",
+}
+
+INFARCT_GROUPS: Schema = {
+    "group": "str",
+    "endpoint": "str",
+    "n_animals": "int64",
+    "mean": "float64",
+    "sd": "float64",
+    "reference_group": "str",
+    "percent_change": "float64",
+    "flags": "str",
+}
+"""Over animals; those that miss a picture are left out and named."""
+
 FAILURES: Schema = {"slide": "str", "stage": "str", "error": "str", "remedy": "str"}
 
 SENSITIVITY_FACTORS = (0.8, 0.9, 1.0, 1.1, 1.2)

@@ -2,5 +2,14 @@
 
 from histoquant.phantom.plan import ASSAYS, SAMPLE_PLAN, PhantomPlan
 from histoquant.phantom.study import make_phantom, shipped_recipe
+from histoquant.phantom.ttc import TtcPlan, make_ttc_phantom
 
-__all__ = ["ASSAYS", "SAMPLE_PLAN", "PhantomPlan", "make_phantom", "shipped_recipe"]
+__all__ = [
+    "ASSAYS",
+    "SAMPLE_PLAN",
+    "PhantomPlan",
+    "TtcPlan",
+    "make_phantom",
+    "make_ttc_phantom",
+    "shipped_recipe",
+]

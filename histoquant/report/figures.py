@@ -64,7 +64,7 @@ def draw_overview(
         Size of one of its pixels in um.
     """
     height, width = picture.shape[1] * picture_um, picture.shape[2] * picture_um
-    figure, axes = _canvas(height, width)
+    figure, axes = canvas(height, width)
     axes.imshow(_composite(picture, panel, channels), extent=(0, width, height, 0), interpolation="bilinear")
     _draw_regions(axes, regions, height)
     entries = []
@@ -86,7 +86,7 @@ def draw_overview(
     )
     for handle in legend.legend_handles:
         handle.set_sizes([36])
-    _scale_bar(axes, height, width)
+    scale_bar(axes, height, width)
     figure.text(0.012, 0.985, title, color="white", fontsize=12, va="top", weight="bold")
     figure.savefig(path, format="png", facecolor=BACKDROP, metadata={"Software": None})
 
@@ -101,14 +101,14 @@ def draw_refused(path: Path, picture: NDArray[Any], *, title: str, reason: str) 
     """
     import textwrap
 
-    figure, axes = _canvas(picture.shape[0], picture.shape[1])
+    figure, axes = canvas(picture.shape[0], picture.shape[1])
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
     figure.text(0.012, 0.985, title, color="white", fontsize=12, va="top", weight="bold")
     figure.text(0.012, 0.012, "\n".join(textwrap.wrap(reason, 110)), color=MASK_COLOUR, fontsize=9, va="bottom")
     figure.savefig(path, format="png", facecolor=BACKDROP, metadata={"Software": None})
 
 
-def _canvas(height: float, width: float) -> tuple[Any, Any]:
+def canvas(height: float, width: float) -> tuple[Any, Any]:
     """Return a figure without pyplot's global state, and axes that leave room for title and legend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -174,7 +174,8 @@ def _draw_regions(axes: Any, regions: RegionSet, height_um: float) -> None:
         )
 
 
-def _scale_bar(axes: Any, height: float, width: float) -> None:
+def scale_bar(axes: Any, height: float, width: float) -> None:
+    """Draw a scale bar of a round length into the lower right corner; everything in um."""
     length = nice_length_um(width)
     right, y = width * 0.98, height * 0.975
     axes.plot([right - length, right], [y, y], color="white", linewidth=4, solid_capstyle="butt")

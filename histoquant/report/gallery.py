@@ -36,7 +36,7 @@ def _card(run: Run, slide: str, folder: Path | None, limit: tuple[int, int]) -> 
     told = run.provenance.get(slide)
     # A failed slide may still hold the picture of an earlier run that succeeded; provenance beside it tells.
     stale = told is None and folder is not None and (folder / "provenance.json").exists()
-    picture = _picture(slide, folder, limit) if folder is not None and not stale else ""
+    picture = picture_of(slide, folder, limit) if folder is not None and not stale else ""
     lines = _failed(run, slide) if told is None else _counts(run, slide)
     links = []
     if folder is not None and told is not None:
@@ -84,8 +84,8 @@ def _address(slide: str, name: str) -> str:
     return f"slides/{quote(slide, safe='')}/{name}"
 
 
-def _picture(slide: str, folder: Path, limit: tuple[int, int]) -> str:
-    """Return a slide's overview, shrunk, within the page."""
+def picture_of(slide: str, folder: Path, limit: tuple[int, int], shown: str = "regions and positive cells") -> str:
+    """Return a slide's overview, shrunk, within the page; ``shown`` says what it shows of the slide."""
     from PIL import Image
 
     path = folder / "overview.png"
@@ -100,7 +100,7 @@ def _picture(slide: str, folder: Path, limit: tuple[int, int]) -> str:
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=JPEG_QUALITY, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    alt = escape(f"Slide {slide} with its regions and positive cells")
+    alt = escape(f"Slide {slide} with its {shown}")
     return (
         f'<a href="{_address(slide, "overview.png")}"><img src="data:image/jpeg;base64,{data}" alt="{alt}" '
         f'width="{small.width}" height="{small.height}" loading="lazy" decoding="async"></a>'

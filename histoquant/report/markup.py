@@ -21,6 +21,8 @@ HEADINGS = {
     "n_animals": "Animals (n)",
     "area_mm2": "Area, mm²",
     "masked_area_mm2": "Masked, mm²",
+    "sd": "SD",
+    "percent_change": "Change, %",
     "n_cells": "Nuclei",
     "n_positive": "Positive",
     "fraction_positive": "Fraction positive",

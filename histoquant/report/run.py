@@ -91,11 +91,11 @@ def read_run(root: Path) -> Run:
         root,
         state,
         build_recipe(state["recipe"], source="run.json"),
-        _table(root / "failures.csv", FAILURES),
-        _table(root / "tables" / "regions.csv", REGIONS),
-        _table(root / "tables" / "animals.csv", ANIMALS),
-        _table(root / "tables" / "groups.csv", GROUPS),
-        _table(root / "tables" / "sensitivity.csv", SENSITIVITY),
+        read_table(root / "failures.csv", FAILURES),
+        read_table(root / "tables" / "regions.csv", REGIONS),
+        read_table(root / "tables" / "animals.csv", ANIMALS),
+        read_table(root / "tables" / "groups.csv", GROUPS),
+        read_table(root / "tables" / "sensitivity.csv", SENSITIVITY),
         {slide: _json(held[slide] / "provenance.json", _PROVENANCE_KEYS) for slide in slides},
     )
 
@@ -136,7 +136,7 @@ def _json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     return dict(content)
 
 
-def _table(path: Path, schema: Schema) -> pd.DataFrame:
+def read_table(path: Path, schema: Schema) -> pd.DataFrame:
     """Read a table as text first, so that an animal called NA or 007 keeps its name."""
     import pandas as pd
 

@@ -1,0 +1,283 @@
+"""Infarct volumes of a study: pictures of brain slices in, volumes by animal out.
+
+A picture takes seconds, so nothing is kept from one start to the next but the outlines, which a person may correct in
+``slides/<id>/outlines.geojson`` and name in the sheet's column ``regions``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histoquant import __version__, store
+from histoquant.analysis.infarct import FORMULAS, SliceAreas, volumes
+from histoquant.analysis.slice_outlines import NEGATIVE, Outlined, outlined
+from histoquant.analysis.ttc import Side
+from histoquant.batch import Outcome, reference_of
+from histoquant.errors import HistoquantError, InputError, RecipeError, StudyError
+from histoquant.inputs import Checked
+from histoquant.job import Job, open_slide, release, source_hashes
+from histoquant.model.infarct import InfarctSettings
+from histoquant.model.recipe import Segment
+from histoquant.model.study import StudySlide
+from histoquant.model.tables import FAILURES, INFARCT, INFARCT_GROUPS, INFARCT_SLICES, empty, shaped
+from histoquant.picture import Picture, shrink
+from histoquant.readers.outlines import read_outlines, write_geojson
+from histoquant.report.infarct_page import render_infarct
+from histoquant.report.slices_figure import draw_slices
+from histoquant.runstate import Failure, Progress, RunState
+from histoquant.store import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WORKING_UM = 60.0
+"""Size of the pixels that slices are found in; a slice is 10 mm across."""
+
+SIDES: dict[str, Side] = {"left": "left", "l": "left", "right": "right", "r": "right"}
+
+
+def settings_of(checked: Checked) -> InfarctSettings:
+    """Return what the recipe says about infarcts.
+
+    Raises
+    ------
+    RecipeError
+        If it says nothing.
+    """
+    if checked.recipe.infarct is None:
+        raise RecipeError("The recipe has no [infarct].", "Start from workflows/recipes/ttc.toml.")
+    return checked.recipe.infarct
+
+
+def check_infarct(checked: Checked) -> list[Failure]:
+    """Open every picture and its outlines, compute nothing, and return all faults."""
+    settings_of(checked)
+    failures = []
+    for row in checked.taken:
+        try:
+            _read(row, settings_of(checked))
+        except HistoquantError as error:
+            failures.append(Failure(row.slide_id, "check", error.message, error.remedy))
+        finally:
+            release()
+    return failures
+
+
+def run_infarct(
+    checked: Checked,
+    out: Path,
+    *,
+    command: Sequence[str] = (),
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Outcome:
+    """Measure the infarcts of a study into a folder.
+
+    Raises
+    ------
+    RecipeError
+        If the recipe has no ``[infarct]``.
+    StoreError
+        If the folder cannot be used, or another run works in it.
+    """
+    settings, folder = settings_of(checked), RunFolder(out)
+    with folder.held():
+        state = RunState(checked, folder, command)
+        state.write("running")
+        try:
+            tables = []
+            for done, row in enumerate(checked.taken):
+                progress(Progress(done, len(checked.taken), row.slide_id))
+                state.enter(row.slide_id, "finish")
+                try:
+                    table, notes = _measured(Job(row, checked.recipe, out), settings)
+                except HistoquantError as error:
+                    state.fail(Failure(row.slide_id, "infarct", error.message, error.remedy))
+                    continue
+                finally:
+                    release()
+                tables.append(table)
+                state.enter(row.slide_id, "done")
+                state.log(row.slide_id, *(f"note: {note}" for note in notes))
+                state.touch()
+            _write_tables(state, tables, settings)
+        except KeyboardInterrupt:
+            state.write("interrupted")
+            raise
+        state.write("failed" if state.failures else "done")
+        if tables:
+            store.write_bytes(out / "report.html", render_infarct(out).encode(), make_folder=False)
+        progress(Progress(len(checked.taken), len(checked.taken), "done"))
+    return Outcome(out, len(checked.taken), tuple(state.failures), tuple(state.notes))
+
+
+def _read(row: StudySlide, settings: InfarctSettings) -> tuple[Picture, float, list[Any], Side | None]:
+    """Return a picture, the size of its pixels in um, its outlines and the side of its lesion."""
+    slide = open_slide(row)
+    px = slide.pixel_size_um
+    if settings.stain == "ttc" and len(slide.channels) < 3:
+        raise InputError(
+            f"Slide '{row.slide_id}' is no colour picture.", "Photograph in colour, or give stain = 'outlines'."
+        )
+    stated = row.hemisphere.strip().casefold()
+    if stated and stated not in SIDES:
+        raise StudyError(
+            f"Slide '{row.slide_id}': hemisphere is '{row.hemisphere}'.", "Write left or right, as in the picture."
+        )
+    if settings.stain == "outlines" and row.regions is None:
+        raise StudyError(f"Slide '{row.slide_id}' has no outlines.", "Name them in the column regions.")
+    drawn = read_outlines(row.regions, px) if row.regions is not None else []
+    indices = tuple(range(min(3, len(slide.channels))))
+    return shrink(slide, indices, Segment(), coarse_um=WORKING_UM), px, drawn, SIDES.get(stated)
+
+
+def _measured(job: Job, settings: InfarctSettings) -> tuple[pd.DataFrame, list[str]]:
+    """Measure one picture, write its folder, and return the table of its slices and what to know of it."""
+    row = job.slide
+    picture, px, drawn, side = _read(row, settings)
+    colour = picture.means if settings.stain == "ttc" else None
+    try:
+        found = outlined(colour, picture.px * px, drawn, settings, side)
+    except HistoquantError as error:
+        raise InputError(f"Slide '{row.slide_id}': {error.message}", error.remedy) from error
+    table = _slice_table(row, found)
+    target = job.folder.slide(row.slide_id)
+    store.write_csv(target / "slices.csv", table)
+    write_geojson(target / "outlines.geojson", [r for one in found.slices for r in one.regions()], px)
+    top = float(picture.means.max())
+    shown = np.moveaxis(picture.means / (255.0 if top <= 255 else top), 0, -1)
+    texts = [f"{one.areas(found.side).infarct:.1f} mm²" for one in found.slices]
+    with store.whole_file(target / "overview.png") as temporary:
+        draw_slices(
+            temporary,
+            np.repeat(shown, 3, axis=2) if shown.shape[2] < 3 else shown,
+            picture.px * px,
+            title=row.slide_id,
+            slices=[
+                (one.number, one.tissue, one.midline, one.lesion, text)
+                for one, text in zip(found.slices, texts, strict=True)
+            ],
+            subtitle=f"lesion {found.side}; outlines white, midline blue, infarct yellow",
+        )
+    told = None if found.redness is None else vars(found.redness) | {"limit": found.redness.limit(settings.pale_below)}
+    store.write_json(
+        target / "provenance.json",
+        {
+            "slide": {"slide_id": row.slide_id, **job.identity},
+            "sources": source_hashes(job),
+            "regions_sha256": None if row.regions is None else store.sha256_of(row.regions),
+            "pixel_size_um": px,
+            "recipe": settings.model_dump(mode="json"),
+            "side": found.side,
+            "redness": told,
+            "notes": found.notes,
+            "warnings": sorted({flag for one in found.slices for flag in one.all_flags(found.side)}),
+            "histoquant": __version__,
+        },
+    )
+    return table, found.notes
+
+
+def _slice_table(row: StudySlide, found: Outlined) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for one in found.slices:
+        areas = one.areas(found.side)
+        rows.append(
+            {
+                "slide_id": row.slide_id,
+                "animal": row.animal,
+                "group": row.group,
+                "slice": one.number,
+                "side": found.side,
+                "infarct_mm2": areas.infarct,
+                "ipsilateral_mm2": areas.ipsilateral,
+                "contralateral_mm2": areas.contralateral,
+                "indirect_mm2": areas.indirect_mm2,
+                "ratio_mm2": areas.ratio_mm2,
+                "flags": "; ".join(one.all_flags(found.side)),
+            }
+        )
+    return shaped(pd.DataFrame(rows), INFARCT_SLICES)
+
+
+def _write_tables(state: RunState, tables: Sequence[pd.DataFrame], settings: InfarctSettings) -> None:
+    import pandas as pd
+
+    folder = state.folder
+    listed = pd.DataFrame([vars(failure) for failure in state.failures], columns=list(FAILURES))
+    store.write_csv(folder.root / "failures.csv", listed, make_folder=False)
+    slices = pd.concat(tables, ignore_index=True) if tables else empty(INFARCT_SLICES)
+    store.write_csv(folder.table("infarct_slices"), slices)
+    failed = {failure.slide for failure in state.failures}
+    lost = {row.animal for row in state.checked.taken if row.slide_id in failed}
+    group_of = {row.animal: row.group for row in state.checked.taken if not row.control}
+    animals = animal_table(slices, settings, lost, group_of)
+    store.write_csv(folder.table("infarct"), animals)
+    store.write_csv(folder.table("infarct_groups"), group_table(animals, reference_of(state.checked)))
+
+
+def animal_table(
+    slices: pd.DataFrame, settings: InfarctSettings, lost: set[str], group_of: dict[str, str]
+) -> pd.DataFrame:
+    """Return one row per animal; animals in ``lost`` miss a picture, and are flagged and left without numbers."""
+    import pandas as pd
+
+    rows = []
+    for animal, group in group_of.items():
+        own = slices[slices["animal"] == animal]
+        areas = [SliceAreas(*each) for each in own[["infarct_mm2", "ipsilateral_mm2", "contralateral_mm2"]].to_numpy()]
+        whole = volumes(areas, settings.slice_thickness_um / 1000)
+        flags = [flag for text in own["flags"] for flag in text.split("; ") if flag and flag != NEGATIVE]
+        flags = sorted(set(flags)) + [f"{NEGATIVE} in {whole.n_negative} slice(s)"] * bool(whole.n_negative)
+        numbers: dict[str, float] = {f"{name}_mm3": getattr(whole, f"{name}_mm3") for name in FORMULAS}
+        numbers |= {f"{side}_mm3": getattr(whole, f"{side}_mm3") for side in ("ipsilateral", "contralateral")}
+        numbers |= {f"{name}_percent_hemisphere": whole.percent_hemisphere(name) for name in FORMULAS}
+        numbers |= {f"{name}_percent_brain": whole.percent_brain(name) for name in FORMULAS}
+        numbers["swelling_percent"] = whole.swelling_percent
+        if animal in lost or not len(own):
+            flags.insert(0, "incomplete: a picture failed")
+            numbers = dict.fromkeys(numbers, np.nan)
+        rows.append(
+            {
+                "animal": animal,
+                "group": group,
+                "n_slices": whole.n_slices,
+                "n_negative": whole.n_negative,
+                "slice_thickness_um": settings.slice_thickness_um,
+                "primary": settings.primary,
+                "flags": "; ".join(flags),
+                **numbers,
+            }
+        )
+    return shaped(pd.DataFrame(rows), INFARCT) if rows else empty(INFARCT)
+
+
+def group_table(animals: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Return mean and SD over the animals of each group, and the change against the reference group."""
+    import pandas as pd
+
+    endpoints = [*(f"{name}_mm3" for name in FORMULAS), "indirect_percent_hemisphere", "swelling_percent"]
+    rows = []
+    for group, own in animals.groupby("group", sort=False):
+        left_out = [str(animal) for animal in own.loc[own["direct_mm3"].isna(), "animal"]]
+        told = {"group": group, "reference_group": reference, "n_animals": len(own) - len(left_out)}
+        for endpoint in endpoints:
+            mean = own[endpoint].mean()
+            before = animals.loc[animals["group"] == reference, endpoint].mean()
+            known = group != reference and before > 0 and endpoint != "swelling_percent"
+            rows.append(
+                told
+                | {
+                    "endpoint": endpoint,
+                    "mean": mean,
+                    "sd": own[endpoint].std(ddof=1),
+                    "percent_change": 100 * (mean / before - 1) if known else np.nan,
+                    "flags": f"left out, incomplete: {', '.join(left_out)}" if left_out else "",
+                }
+            )
+    return shaped(pd.DataFrame(rows), INFARCT_GROUPS) if rows else empty(INFARCT_GROUPS)
