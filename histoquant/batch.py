@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from histoquant import cluster, store
 from histoquant.analysis.counting import count_animals, count_groups
+from histoquant.analysis.stain_scores import score_animals
 from histoquant.cluster import Inline, Limits
 from histoquant.cores import available_cores
 from histoquant.errors import HistoquantError
 from histoquant.footprint import PROCESS_BYTES
 from histoquant.inputs import Checked
 from histoquant.job import release
-from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, empty, shaped
+from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, STAIN_SCORES, empty, shaped
 from histoquant.report.html import render_report
 from histoquant.runstate import Failure, Progress, RunState
 from histoquant.schedule import Schedule, check_slides, workers_that_fit
@@ -173,6 +174,12 @@ def _write_tables(state: RunState, failures: Sequence[Failure], reports: dict[st
     store.write_csv(folder.table("animals"), animals)
     store.write_csv(folder.table("groups"), count_groups(animals, reference_group=reference_of(state.checked)))
     store.write_csv(folder.table("sensitivity"), curve)
+    scores = _stacked((report.stain_scores for report in reports.values()), STAIN_SCORES)
+    if len(scores):
+        store.write_csv(folder.table("stain_scores"), scores)
+        scored = score_animals(scores[scores["control"] == ""])
+        scored = scored[~scored["animal"].isin(lost)]  # an animal that lost a section has no score of all its sections
+        store.write_csv(folder.table("stain_scores_animals"), scored)
 
 
 def reference_of(checked: Checked) -> str:

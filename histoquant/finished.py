@@ -16,7 +16,7 @@ from histoquant.steps import Joined, SlideReport, finish_slide
 from histoquant.store import content_key
 
 ALWAYS = ("cells.parquet", "regions.csv", "sensitivity.csv", "labels.ome.tif", "overview.png", "provenance.json")
-SOMETIMES = ("marker_objects.csv", "error.log")
+SOMETIMES = ("marker_objects.csv", "stain_scores.csv", "error.log")
 """Files of a slide's folder. Those that are not always there would tell of an earlier recipe or an earlier failure."""
 
 
@@ -25,7 +25,7 @@ def finish_once(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequen
     job, row = item.job, item.job.slide
     blocks, target = job.folder.blocks, job.folder.slide(row.slide_id)
     key = content_key(
-        kind="finished",
+        kind="finished slide",
         histoquant=__version__,
         measured=item.measured_key,
         recipe=job.recipe.fingerprint(),
@@ -39,13 +39,14 @@ def finish_once(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequen
             arrays, tables = blocks.read(key)
         told = json.loads(arrays["told"].tobytes())
         if _sums(target) == told["files"]:
-            return SlideReport(tables["regions"], tables["sensitivity"], tuple(told["notes"]))
+            return SlideReport(tables["regions"], tables["sensitivity"], tables["stain_scores"], tuple(told["notes"]))
     for name in SOMETIMES:
         (target / name).unlink(missing_ok=True)
     report = finish_slide(item, thresholds, flags)
     told = {"files": _sums(target), "notes": report.notes}
     arrays = {"told": np.frombuffer(json.dumps(told).encode(), dtype=np.uint8)}
-    blocks.write(key, arrays, {"regions": report.regions, "sensitivity": report.sensitivity})
+    tables = {"regions": report.regions, "sensitivity": report.sensitivity, "stain_scores": report.stain_scores}
+    blocks.write(key, arrays, tables)
     return report
 
 

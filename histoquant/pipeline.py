@@ -14,12 +14,13 @@ from histoquant.analysis.marker_objects import marker_objects
 from histoquant.analysis.migration import geodesic_distance_um
 from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Threshold
 from histoquant.analysis.runs import Runs, runs_of
+from histoquant.analysis.stain_scores import score_regions
 from histoquant.analysis.tiles import Tile
 from histoquant.model.panel import called_markers, counterstain_of
 from histoquant.model.recipe import Recipe
 from histoquant.model.region_set import RegionSet
 from histoquant.model.slide import Box, Slide
-from histoquant.model.tables import CELLS, MARKER_OBJECTS, shaped
+from histoquant.model.tables import CELLS, MARKER_OBJECTS, STAIN_SCORES, empty, shaped
 from histoquant.picture import flat_pixels, parts
 from histoquant.registry import grid_of
 from histoquant.stained import floored
@@ -88,6 +89,7 @@ class SlideResult:
     objects: pd.DataFrame
     regions: pd.DataFrame
     sensitivity: pd.DataFrame
+    stain_scores: pd.DataFrame
     flags: tuple[str, ...]
 
 
@@ -309,6 +311,7 @@ def finish(
     identity: Mapping[str, str],
     flags: Sequence[str] = (),
     area_positive_um2: Mapping[str, Mapping[str, float]] | None = None,
+    integrated_od_um2: Mapping[str, Mapping[str, float]] | None = None,
 ) -> SlideResult:
     """Call, place and count the measured cells of a slide; no pixel is read."""
     panel = work.panel
@@ -342,6 +345,7 @@ def finish(
         shaped(objects, MARKER_OBJECTS),
         count_regions(cells, objects, section),
         sensitivity(cells, objects, section, rules=work.rules, scene=scene),
+        score_regions(cells, section, integrated_od_um2) if integrated_od_um2 else empty(STAIN_SCORES),
         tuple(remarks),
     )
 
@@ -386,28 +390,54 @@ def positive_areas(work: Work, regions: RegionSet, thresholds: Mapping[str, Thre
     markers = [name for name in called_markers(work.panel) if work.panel[name].area]
     if not markers:
         return {}
-    px, told = work.slide.pixel_size_um, work.survey
-    grounds = regions.grounds()
-    channels = [told.channels.index(str(work.panel[marker].channel)) for marker in markers]
-    indices = tuple(told.indices[channel] for channel in channels)
+    told = work.survey
 
-    def count(box: Box) -> NDArray[np.int64]:
+    def bright(plane: NDArray[Any], box: Box, marker: str) -> NDArray[Any]:
+        return plane - told.background.at(box, work.channel(marker)) >= thresholds[marker].value
+
+    area_um2 = work.slide.pixel_size_um**2
+    summed = _over_grounds(work, regions, markers, bright)
+    return {marker: {name: n * area_um2 for name, n in by_region.items()} for marker, by_region in summed.items()}
+
+
+def integrated_densities(work: Work, regions: RegionSet) -> dict[str, dict[str, float]]:
+    """Return the sum of optical density times area in each region's own ground, for the markers with grades.
+
+    The density of blank glass is 0. Nothing is clipped at 0, or noise of unstained ground would add up.
+
+    Returns
+    -------
+    marker -> region -> OD um2
+    """
+    markers = [name for name in called_markers(work.panel) if work.panel[name].grades]
+    if not markers:
+        return {}
+    area_um2 = work.slide.pixel_size_um**2
+    summed = _over_grounds(work, regions, markers, lambda plane, box, marker: plane)
+    return {marker: {name: n * area_um2 for name, n in by_region.items()} for marker, by_region in summed.items()}
+
+
+def _over_grounds(
+    work: Work, regions: RegionSet, markers: Sequence[str], value: Callable[[NDArray[Any], Box, str], NDArray[Any]]
+) -> dict[str, dict[str, float]]:
+    """Add up a value of every pixel over each region's own ground; the slide is read part by part, in one order."""
+    px, grounds = work.slide.pixel_size_um, regions.grounds()
+    indices = tuple(work.survey.indices[work.channel(marker)] for marker in markers)
+
+    def count(box: Box) -> NDArray[np.float64]:
         raw = flat_pixels(work.slide, box, indices, work.recipe.segment)
-        bright = [
-            plane - told.background.at(box, channel) >= thresholds[marker].value
-            for plane, channel, marker in zip(raw, channels, markers, strict=True)
-        ]
-        counted = np.zeros((len(markers), len(grounds)), dtype=np.int64)
+        values = [value(plane, box, marker) for plane, marker in zip(raw, markers, strict=True)]
+        summed = np.zeros((len(markers), len(grounds)))
         for n, ground in enumerate(grounds.values()):
             if not ground.is_empty:
                 mask = regions.pixel_mask(ground, box, px)
-                counted[:, n] = [np.count_nonzero(part & mask) for part in bright]
-        return counted
+                summed[:, n] = [part[mask].sum(dtype=np.float64) for part in values]
+        return summed
 
     total = np.sum(list(in_order(count, parts(work.slide))), axis=0)
     return {
-        marker: {name: int(n) * px**2 for name, n in zip(grounds, counted, strict=True)}
-        for marker, counted in zip(markers, total, strict=True)
+        marker: {name: float(n) for name, n in zip(grounds, summed, strict=True)}
+        for marker, summed in zip(markers, total, strict=True)
     }
 
 

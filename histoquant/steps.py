@@ -274,6 +274,7 @@ class SlideReport:
 
     regions: pd.DataFrame
     sensitivity: pd.DataFrame
+    stain_scores: pd.DataFrame
     notes: tuple[str, ...]
 
 
@@ -292,13 +293,23 @@ def _finished(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence
     _check_outlines_named(job, regions)
     measured = measured_of(item)
     areas = pipeline.positive_areas(work, regions, thresholds)
+    densities = pipeline.integrated_densities(work, regions)
     result = pipeline.finish(
-        work, measured, regions, thresholds, identity=job.identity, flags=flags, area_positive_um2=areas
+        work,
+        measured,
+        regions,
+        thresholds,
+        identity=job.identity,
+        flags=flags,
+        area_positive_um2=areas,
+        integrated_od_um2=densities,
     )
     target = job.folder.slide(job.slide.slide_id)
     store.write_parquet(target / "cells.parquet", result.cells)
     store.write_csv(target / "regions.csv", result.regions)
     store.write_csv(target / "sensitivity.csv", result.sensitivity)
+    if densities:
+        store.write_csv(target / "stain_scores.csv", result.stain_scores)
     if any(marker.orphans for marker in work.panel.values()):
         store.write_csv(target / "marker_objects.csv", result.objects)
     _keep_labels(item, work, measured.numbers, target / "labels.ome.tif")
@@ -316,7 +327,7 @@ def _finished(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence
             cells=result.cells,
         )
     store.write_json(target / "provenance.json", _provenance(item, work, thresholds, result.flags))
-    return SlideReport(result.regions, result.sensitivity, (*work.survey.notes, *result.flags))
+    return SlideReport(result.regions, result.sensitivity, result.stain_scores, (*work.survey.notes, *result.flags))
 
 
 def _check_outlines_named(job: Job, regions: RegionSet) -> None:

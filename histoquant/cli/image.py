@@ -114,7 +114,7 @@ def seamcheck(
 @app.command(epilog="Example:  histoquant phantom sections --assay tunel --animals 3 --seed 1")
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    assay: Annotated[str, typer.Option("--assay", "-a", help="tunel, brdu, dcx, nuclei or ttc.")],
+    assay: Annotated[str, typer.Option("--assay", "-a", help="tunel, brdu, dcx, ihc, nuclei or ttc.")],
     size_mm: Annotated[
         tuple[float, float] | None, typer.Option("--size-mm", help="Height and width of each section.")
     ] = None,

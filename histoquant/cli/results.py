@@ -41,6 +41,32 @@ def report(
     Printer(quiet, None)(f"Report:   {write_report(folder)}")
 
 
+@app.command(epilog="Example:  histoquant ratio bax_run bcl2_run --endpoint h_score --out bax_bcl2.csv")
+def ratio(
+    numerator: Annotated[Path, typer.Argument(help="Folder of a finished run of one marker, such as Bax.")],
+    denominator: Annotated[Path, typer.Argument(help="Folder of a finished run of another, such as Bcl-2.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Table to write (CSV).")],
+    endpoint: Annotated[
+        str,
+        typer.Option("--endpoint", "-e", help="fraction_positive, density_per_mm2, percent_area, h_score or mean_od."),
+    ] = "fraction_positive",
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Divide one marker by another, animal by animal."""
+    from histoquant.ratio import write_ratio
+
+    table = write_ratio(numerator, denominator, endpoint, out)
+    if json_:
+        print(table.to_json(orient="records", indent=2))
+    tell = Printer(quiet or json_, None)
+    for group, own in table.groupby("group", sort=False):
+        values = own["ratio"].dropna()
+        names = f"{own['numerator'].iloc[0]} / {own['denominator'].iloc[0]}"
+        tell(f"{group}: {names}, mean {values.mean():.3g} (n = {len(values)})")
+    tell(f"Ratios:   {out}")
+
+
 @app.command(epilog="Example:  histoquant plugins")
 def plugins(json_: Json = False) -> None:
     """List readers, segmenters and positivity rules, what is not installed and what is broken. Exit code 0 or 2."""

@@ -73,6 +73,11 @@ class Marker(BaseModel):
     role: Role = Field(title="Role", description="Where in the cell the marker shows.")
     positive: Positive | None = Field(None, title="Positive when", description="How cells are called positive.")
     area: bool = Field(False, title="Percent area", description="Also report the share of area above the threshold.")
+    grades: tuple[float, float, float] | None = Field(
+        None,
+        title="Grades",
+        description="Cuts of 1+, 2+ and 3+ for an H-score: the marker's value from which a cell is of each grade.",
+    )
     orphans: bool = Field(
         False, title="Orphans", description="Also find objects of this marker that lie on no nucleus (TUNEL bodies)."
     )
@@ -92,8 +97,10 @@ class Marker(BaseModel):
     def _positive_fits_role(self) -> Marker:
         if self.positive is not None and self.role not in _RULE_BY_ROLE and self.positive.rule is None:
             raise ValueError(f"role '{self.role}' has no default rule; name one in positive.rule")
-        if self.positive is None and (self.area or self.orphans or self.death_classes):
-            raise ValueError("area, orphans and death_classes need a threshold: add positive = { ... }")
+        if self.positive is None and (self.area or self.orphans or self.death_classes or self.grades):
+            raise ValueError("area, grades, orphans and death_classes need a threshold: add positive = { ... }")
+        if self.grades is not None and not 0 < self.grades[0] < self.grades[1] < self.grades[2]:
+            raise ValueError("grades must be three rising numbers above 0, such as [0.2, 0.4, 0.6]")
         return self
 
     @property

@@ -238,6 +238,9 @@ class Recipe(BaseModel):
         del content["name"]
         if self.infarct is None:  # recipes of cells keep the fingerprint they had before there were others
             del content["infarct"]
+        for marker in content["panel"].values():
+            if marker["grades"] is None:
+                del marker["grades"]
         decides = ["result_version", "segment", "tiles", "background", "measure"]
         if named_stains(self.panel):
             decides.append("stains")

@@ -173,6 +173,61 @@ INFARCT_GROUPS: Schema = {
 }
 """Over animals; those that miss a picture are left out and named."""
 
+STAIN_SCORES: Schema = {
+    "slide_id": "str",
+    "animal": "str",
+    "group": "str",
+    "section": "str",
+    "region": "str",
+    "marker": "str",
+    "n_cells": "int64",
+    "n_1plus": "int64",
+    "n_2plus": "int64",
+    "n_3plus": "int64",
+    "h_score": "float64",
+    "cuts": "str",
+    "area_mm2": "float64",
+    "mean_od": "float64",
+    "iod_od_um2": "float64",
+    "nc_ratio": "float64",
+    "control": "str",
+}
+"""Of markers with ``grades``. ``h_score`` is 1 x % 1+ plus 2 x % 2+ plus 3 x % 3+, 0 to 300; ``mean_od`` and
+``iod_od_um2`` (optical density times area) are over the region's whole ground; ``nc_ratio`` is the median over its
+cells of nucleus over ring, both above local background."""
+
+STAIN_SCORES_ANIMALS: Schema = {
+    "animal": "str",
+    "group": "str",
+    "region": "str",
+    "marker": "str",
+    "n_sections": "int64",
+    "n_cells": "int64",
+    "n_1plus": "int64",
+    "n_2plus": "int64",
+    "n_3plus": "int64",
+    "h_score": "float64",
+    "cuts": "str",
+    "area_mm2": "float64",
+    "mean_od": "float64",
+    "iod_od_um2": "float64",
+}
+"""From sums over sections: counts for the H-score, densities times areas for the mean."""
+
+RATIOS: Schema = {
+    "animal": "str",
+    "group": "str",
+    "region": "str",
+    "endpoint": "str",
+    "numerator": "str",
+    "denominator": "str",
+    "numerator_value": "float64",
+    "denominator_value": "float64",
+    "ratio": "float64",
+    "log2_ratio": "float64",
+    "flags": "str",
+}
+
 FAILURES: Schema = {"slide": "str", "stage": "str", "error": "str", "remedy": "str"}
 
 SENSITIVITY_FACTORS = (0.8, 0.9, 1.0, 1.1, 1.2)

@@ -46,6 +46,10 @@ DCX_OF_BRDU, DCX_IN_STRIP, DCX_IN_STRIATUM = 0.5, {"brdu": 0.15, "dcx": 0.3}, {"
 DCX_FALL_UM = 300.0
 SOMA_RIM_UM = 2.5
 
+IHC_POSITIVE = 0.35
+IHC_LIGHT = (0.5, 1.4)
+"""DAB of positive nuclei relative to `optics.STAIN_OD`: optical densities of 0.3 to 0.85, all grades."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -91,9 +95,9 @@ def make_section(plan: PhantomPlan, subject: Subject) -> tuple[Cells, Section]:
     rng = np.random.default_rng((*seed, 0))
     tissue = Tissue.draw(plan, rng)
     n_channels = len(plan.facts.channels)
-    make = {"tunel": _tunel, "nuclei": _bare, "brdu": _neurogenesis, "dcx": _neurogenesis}[plan.assay]
+    make = {"tunel": _tunel, "nuclei": _bare, "brdu": _neurogenesis, "dcx": _neurogenesis, "ihc": _ihc}[plan.assay]
     cells, parts, fibres = make(plan, subject, tissue, rng)
-    if plan.facts.markers:
+    if plan.facts.markers and not plan.facts.brightfield:
         parts += [_autofluorescent(cells, n_channels, rng), lipofuscin(cells.yx_um, n_channels, rng)]
     cells.hidden = hidden_nuclei(cells.yx_um, cells.diameter_um)
     bodies = Bodies.together(parts)
@@ -155,6 +159,17 @@ def _bare(
 ) -> tuple[Cells, list[Bodies], Fibres]:
     cells = _stained(plan, place_nuclei(plan, tissue, rng)[0], rng)
     return cells, [_nuclear_bodies(cells, np.ones(len(cells), bool), rng, 0.3)], _no_fibres(1)
+
+
+def _ihc(
+    plan: PhantomPlan, subject: Subject, tissue: Tissue, rng: np.random.Generator
+) -> tuple[Cells, list[Bodies], Fibres]:
+    """Nuclei blue with hematoxylin, a share of them brown: weak, moderate and strong alike."""
+    cells = _stained(plan, place_nuclei(plan, tissue, rng)[0], rng)
+    chance = IHC_POSITIVE * subject.factor * (1 + (subject.group == plan.facts.groups[1]) * plan.effects["dab"])
+    positive = _drawn_evenly(np.full(len(cells), chance), cells.yx_um[:, 0], rng) & (not subject.control)
+    _label(cells, "dab", 1, positive, rng.uniform(*IHC_LIGHT, int(positive.sum())))
+    return cells, [_nuclear_bodies(cells, np.ones(len(cells), bool), rng, 0.1)], _no_fibres(2)
 
 
 def tunel_probability(lesion_distance_um: NDArray[Any], rim: float) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histoquant.analysis.stains import HEMATOXYLIN, REFERENCES
 from histoquant.model.slide import Box
 from histoquant.phantom.bodies import (
     CYTOPLASM,
@@ -46,6 +47,11 @@ CYTOPLASM_IN_NUCLEUS = 0.3
 """Share of cytoplasmic label seen where a nucleus lies: nuclei exclude it, light from above and below remains."""
 
 READ_NOISE_PHOTONS = 2.0
+
+STAIN_OD = (0.55, 0.6)
+"""Optical density of hematoxylin and of DAB in a typical stained nucleus (light of 1)."""
+
+GLASS_GREY, GREY_NOISE = 240.0, 1.0
 
 _STAMP_BUDGET = 2_000_000
 
@@ -148,6 +154,29 @@ def paint(section: Section, box: Box) -> NDArray[Any]:
     return _mosaic(section, box, _paint_block, (section.veil.shape[0],), section.camera.dtype)
 
 
+def paint_brightfield(section: Section, box: Box) -> NDArray[Any]:
+    """Return the picture in red, green and blue of a box of a section whose channels are hematoxylin and DAB.
+
+    Returns
+    -------
+    (3, y, x) uint8
+    """
+    return _mosaic(section, box, _paint_transmitted, (3,), np.dtype(np.uint8))
+
+
+def stain_od(section: Section, block: Box) -> NDArray[Any]:
+    """Return the optical density of each stain as the objective shows it, without noise; (c, y, x) float32."""
+    return _light(section, block) * np.asarray(STAIN_OD, np.float32)[:, None, None]
+
+
+def _paint_transmitted(section: Section, block: Box) -> NDArray[Any]:
+    vectors = np.array([HEMATOXYLIN, REFERENCES["dab"]])
+    od = np.tensordot(vectors.T, stain_od(section, block), axes=1)
+    rng = np.random.Generator(np.random.SFC64([*section.seed, 3, block.y0, block.x0]))
+    light = GLASS_GREY * 10**-od + rng.normal(0, GREY_NOISE, od.shape)
+    return np.asarray(np.clip(np.rint(light), 0, 255), np.uint8)
+
+
 def paint_labels(section: Section, box: Box) -> NDArray[Any]:
     """Return which cell each pixel belongs to.
 
@@ -180,7 +209,8 @@ def _mosaic(
     return pixels
 
 
-def _paint_block(section: Section, block: Box) -> NDArray[Any]:
+def _light(section: Section, block: Box) -> NDArray[Any]:
+    """Return the light of each channel as the objective shows it, before illumination and camera; (c, y, x) float32."""
     from scipy.ndimage import gaussian_filter
 
     camera, n_channels = section.camera, section.veil.shape[0]
@@ -189,13 +219,22 @@ def _paint_block(section: Section, block: Box) -> NDArray[Any]:
     canvas = Box(block.y0 - margin, block.y1 + margin, block.x0 - margin, block.x1 + margin)
     light = _solid_light(section, canvas)
     light += _fibre_light(section, canvas, fibre_sigma_px)
-    shade = _smooth(section.illumination, block, camera)
-    pixels = np.empty((n_channels, *block.shape), camera.dtype)
     inner = (slice(margin, -margin), slice(margin, -margin))
+    seen = np.empty((n_channels, *block.shape), np.float32)
     for channel in range(n_channels):
-        rng = np.random.Generator(np.random.SFC64([*section.seed, 2, channel, block.y0, block.x0]))
         sharp = gaussian_filter(light[channel], camera.psf_sigma_px, truncate=3)[inner]
         sharp += _smooth(section.veil[channel], block, camera)
+        seen[channel] = sharp
+    return seen
+
+
+def _paint_block(section: Section, block: Box) -> NDArray[Any]:
+    camera = section.camera
+    light = _light(section, block)
+    shade = _smooth(section.illumination, block, camera)
+    pixels = np.empty(light.shape, camera.dtype)
+    for channel, sharp in enumerate(light):
+        rng = np.random.Generator(np.random.SFC64([*section.seed, 2, channel, block.y0, block.x0]))
         photons = np.maximum(sharp * shade * np.float32(camera.photons), 0, dtype=np.float32)
         pixels[channel] = _detected(photons, camera, rng)
     return pixels

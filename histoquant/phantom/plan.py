@@ -33,6 +33,8 @@ class Assay:
         Nuclei, when the plan does not say.
     counterstain : float
         Strength of DAPI; the acid of BrdU staining weakens it.
+    brightfield : bool
+        Whether the channels are stains, seen as a picture in red, green and blue.
     """
 
     channels: tuple[str, ...]
@@ -44,6 +46,7 @@ class Assay:
     density_per_mm2: float = 1620.0
     diameter_um: float = 8.0
     counterstain: float = 1.0
+    brightfield: bool = False
 
 
 _BRDU_DCX = Assay(
@@ -68,6 +71,14 @@ ASSAYS = {
     ),
     "brdu": _BRDU_DCX,
     "dcx": _BRDU_DCX,
+    "ihc": Assay(
+        channels=("hematoxylin", "dab"),
+        markers={"dab": 1},
+        effects={"dab": -0.4},
+        control="no_primary",
+        recipe="ihc_dab",
+        brightfield=True,
+    ),
     "nuclei": Assay(channels=("DAPI",), markers={}, effects={}, groups=("vehicle",)),
 }
 """Densities: 1,620 per mm2 is what 10 um of mouse cortex show of its neurons, 3,540 of all its nuclei."""
@@ -80,7 +91,7 @@ class PhantomPlan:
     Attributes
     ----------
     assay : str
-        "tunel", "brdu", "dcx" or "nuclei".
+        "tunel", "brdu", "dcx", "ihc" or "nuclei".
     size_mm : (float, float)
         Height and width of every slide.
     pixel_size_um : float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from histoquant.errors import InputError, StoreError
 from histoquant.model.slide import Box
 from histoquant.ometiff import write_ome_tiff
 from histoquant.phantom.assays import Cells, Subject, make_section
-from histoquant.phantom.optics import Section, paint, paint_labels
+from histoquant.phantom.optics import BLOCK_PX, Section, paint, paint_brightfield, paint_labels
 from histoquant.phantom.plan import PhantomPlan
 from histoquant.phantom.tissue import distance_um, drawn_regions, true_regions
 
@@ -172,6 +172,9 @@ def _write_regions(path: Path, plan: PhantomPlan) -> None:
 def write_slide(path: Path, plan: PhantomPlan, section: Section, done: Callable[[int], None]) -> None:
     """Write a section as a microscope would; ``done`` is told how many rows are written."""
     height, width = section.shape
+    if plan.facts.brightfield:
+        _write_picture(path, plan, section, done)
+        return
 
     def rows(y0: int, y1: int) -> Any:
         pixels = paint(section, Box(y0, y1, 0, width))
@@ -187,6 +190,38 @@ def write_slide(path: Path, plan: PhantomPlan, section: Section, done: Callable[
         pixel_size_um=plan.pixel_size_um,
         channels=channels,
     )
+
+
+def _write_picture(path: Path, plan: PhantomPlan, section: Section, done: Callable[[int], None]) -> None:
+    """Write a brightfield section as a tiled RGB OME-TIFF, tile by tile."""
+    import tifffile
+
+    height, width = section.shape
+
+    def tiles() -> Iterator[Any]:
+        for top in range(0, height, BLOCK_PX):
+            for left in range(0, width, BLOCK_PX):
+                box = Box(top, min(top + BLOCK_PX, height), left, min(left + BLOCK_PX, width))
+                tile = np.full((BLOCK_PX, BLOCK_PX, 3), 255, np.uint8)
+                tile[: box.shape[0], : box.shape[1]] = np.moveaxis(paint_brightfield(section, box), 0, -1)
+                yield tile
+            done(min(top + BLOCK_PX, height))
+
+    size = {f"PhysicalSize{axis}": plan.pixel_size_um for axis in "XY"}
+    units = {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
+    try:
+        with tifffile.TiffWriter(path, ome=True) as tiff:
+            tiff.write(
+                tiles(),
+                shape=(height, width, 3),
+                dtype=np.uint8,
+                tile=(BLOCK_PX, BLOCK_PX),
+                photometric="rgb",
+                compression="zlib",
+                metadata={"axes": "YXS", **size, **units},
+            )
+    except OSError as error:
+        raise StoreError(f"{path}: could not be written ({error.strerror or error}).", "Make room.") from error
 
 
 def _write_truth(folder: Path, name: str, plan: PhantomPlan, cells: Cells, section: Section) -> None:

@@ -36,7 +36,7 @@ def drawn_regions(plan: PhantomPlan) -> dict[str, Geometry]:
     height, width = plan.size_um
     if plan.assay == "tunel":
         return {"lesion": _lesion(plan)}
-    if plan.assay == "nuclei":
+    if plan.assay in ("nuclei", "ihc"):
         return {"field": shapely.box(0.05 * width, 0.05 * height, 0.95 * width, 0.95 * height)}
     y = np.linspace(0.15, 0.85, 57) * height
     wall, strip = _wall_um(y, plan), min(SVZ_UM, 0.1 * width)
