@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MM2_PER_UM2 = 1e-6
 
+WEAK_COUNTERSTAIN = "counterstain too weak for fractions"
+"""The flag of a slide on which the counterstain is no denominator."""
+
 IDENTITY = ("slide_id", "animal", "group", "section", "hemisphere", "batch", "control")
 """What every row about a slide starts with."""
 
@@ -76,20 +79,21 @@ def count_regions(cells: pd.DataFrame, objects: pd.DataFrame, section: Section) 
     import pandas as pd
 
     ground = section.regions.table()
-    names = list(ground["region"])
-    n_cells = _by_region(cells["region"], names, section.regions)
+    counted = section.regions.counted
+    lineage = {name: section.regions.ancestors(name) if name in counted else () for name in ground["region"]}
+    n_cells = _by_region(cells["region"], lineage)
     rows: list[dict[str, Any]] = []
     for marker, positive in _positives(cells, section).items():
         single = marker if marker in section.panel else None
-        n_positive = _by_region(cells["region"][positive], names, section.regions)
+        n_positive = _by_region(cells["region"][positive], lineage)
         extra = {
-            column: _by_region(where, names, section.regions)
+            column: _by_region(where, lineage)
             for column, where in _extra_counts(cells, objects, single).items()
         }
         area_positive = section.area_positive_um2.get(marker)
-        positive_um2 = dict.fromkeys(names, np.nan)
+        positive_um2 = dict.fromkeys(lineage, np.nan)
         if area_positive is not None:
-            positive_um2 = _summed(area_positive, names, section.regions)
+            positive_um2 = _summed(area_positive, lineage)
         threshold = section.thresholds.get(marker)
         for region, parent, area, masked in ground.itertuples(index=False):
             rows.append(
@@ -137,16 +141,16 @@ def _extra_counts(cells: pd.DataFrame, objects: pd.DataFrame, marker: str | None
     return counts
 
 
-def _by_region(where: pd.Series, names: Sequence[str], regions: RegionSet) -> dict[str, int]:
+def _by_region(where: pd.Series, lineage: Mapping[str, Sequence[str]]) -> dict[str, int]:
     counts = where.value_counts()
-    return {n: int(v) for n, v in _summed({n: counts.get(n, 0) for n in names}, names, regions).items()}
+    return {n: int(v) for n, v in _summed({n: counts.get(n, 0) for n in lineage}, lineage).items()}
 
 
-def _summed(own: Mapping[str, float], names: Sequence[str], regions: RegionSet) -> dict[str, float]:
+def _summed(own: Mapping[str, float], lineage: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Add every region's own value to its ancestors."""
-    total = {name: own.get(name, 0) for name in names}
-    for name in regions.counted:
-        for ancestor in regions.ancestors(name):
+    total = {name: own.get(name, 0) for name in lineage}
+    for name, ancestors in lineage.items():
+        for ancestor in ancestors:
             total[ancestor] += own.get(name, 0)
     return total
 
