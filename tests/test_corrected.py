@@ -14,7 +14,7 @@ from histoquant.batch import run_study, write_report
 from histoquant.corrected import read_slide, write_corrected
 from histoquant.errors import FormatError, InputError
 from histoquant.inputs import load
-from histoquant.journal import Journal, all_edits, read_journals
+from histoquant.journal import Journal
 from histoquant.model.panel import Marker
 from histoquant.model.region import Band, Region, RegionRule, resolve
 from histoquant.model.tables import CORRECTED, MARKER_OBJECTS, TOUCHED, empty
@@ -224,35 +224,6 @@ def test_two_reviewers_and_slides_that_are_not_there(results):
     corrected = found.cells["a"].set_index("cell_id")
     assert 5 not in corrected.index
     assert corrected.loc[6, "tunel_positive"] != cells.loc[6, "tunel_positive"]
-
-
-def test_corrections_survive_a_run_with_another_recipe(made, results, tmp_path):
-    """Threshold and diameter change, so that calls and places do; what a person said holds where it was said."""
-    cells = read_slide(results, "a").cells
-    flips = cells[cells["tunel_positive"]]["cell_id"].tolist()[:8]
-    deletes = cells[~cells["tunel_positive"]]["cell_id"].tolist()[:5]
-    review(results, flips=flips, deletes=deletes, adds=[(5.0, 5.0)])
-    text = (made / "recipe.toml").read_text(encoding="utf-8")
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        text.replace("diameter_um = 8.0", "diameter_um = 9.5").replace("150.0", "120.0"), encoding="utf-8"
-    )
-    run_study(load(made / "study.csv", recipe), results, workers=1)
-    again = read_slide(results, "a")
-    assert (
-        again.measured
-        != json.loads((made / "out/slides/a/provenance.json").read_text(encoding="utf-8"))["measured_key"]
-    )
-    assert not np.array_equal(again.cells["area_um2"].to_numpy(), cells["area_um2"].to_numpy())
-    done = again.replay(all_edits(read_journals(results)))
-    assert done.unmatched.empty
-    assert done.touched["action"].value_counts().to_dict() == {"call": 8, "delete": 5, "add": 1}
-    assert len(done.cells) == len(again.cells) - 5 + 1
-    called = done.cells.set_index("cell_id")["tunel_positive"]
-    assert not called[done.touched[done.touched["action"] == "call"]["cell_id"]].any()
-    beside = table(results / "tables", "regions").set_index(["slide_id", "region"])  # written by the run itself
-    corrected = pd.to_numeric(beside.loc["a"]["n_edits"])
-    assert corrected[["left", "outside"]].sum() == 14
 
 
 def test_a_repeat_takes_the_corrections_along(results, tmp_path):
