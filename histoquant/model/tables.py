@@ -72,6 +72,17 @@ REGIONS: Schema = {
     "control": "str",
 }
 
+CORRECTED: Schema = {
+    "n_cells_corrected": "int64",
+    "n_positive_corrected": "int64",
+    "fraction_positive_corrected": "float64",
+    "density_per_mm2_corrected": "float64",
+    "n_edits": "int64",
+    "n_reviewed": "int64",
+}
+"""What a review adds to the rows of ``tables/regions.csv``. ``n_edits`` are calls, deletions and additions that stand
+and found their cell; ``n_reviewed`` the cells that somebody looked at, whether changed or agreed with."""
+
 ANIMALS: Schema = {
     "animal": "str",
     "group": "str",
@@ -229,6 +240,47 @@ RATIOS: Schema = {
 }
 
 FAILURES: Schema = {"slide": "str", "stage": "str", "error": "str", "remedy": "str"}
+
+TOUCHED: Schema = {
+    "id": "str",
+    "who": "str",
+    "action": "str",
+    "cell_id": "uint32",
+    "region": "str",
+    "marker": "str",
+    "blinded": "bool",
+}
+"""Edits of a review that stand, each with the cell it is about."""
+
+UNMATCHED: Schema = {
+    "slide_id": "str",
+    "id": "str",
+    "at": "str",
+    "who": "str",
+    "action": "str",
+    "kind": "str",
+    "region": "str",
+    "y_um": "float64",
+    "x_um": "float64",
+    "area_um2": "float64",
+    "marker": "str",
+    "old": "str",
+    "new": "str",
+    "why": "str",
+    "blinded": "bool",
+    "reason": "str",
+}
+"""Edits of a review that found no cell in these results, and why."""
+
+DISAGREEMENTS: Schema = {
+    "cell_id": "uint32",
+    "region": "str",
+    "y_um": "float64",
+    "x_um": "float64",
+    "marker": "str",
+    "said": "str",
+}
+"""Cells of which two reviewers say different things; without a marker it is about whether there is a cell."""
 
 SENSITIVITY_FACTORS = (0.8, 0.9, 1.0, 1.1, 1.2)
 
