@@ -124,6 +124,101 @@ SENSITIVITY: Schema = {
 }
 """Counts at 0.8 to 1.2 times each threshold; factor 1 repeats the regions table."""
 
+STEREOLOGY: Schema = {
+    "animal": "str",
+    "group": "str",
+    "region": "str",
+    "marker": "str",
+    "n_sections": "int64",
+    "n_profiles": "int64",
+    "profiles_per_mm2": "float64",
+    "section_fraction": "float64",
+    "hemisphere_fraction": "float64",
+    "total_profiles": "float64",
+    "abercrombie_factor": "float64",
+    "total_cells": "float64",
+    "coefficient_of_error": "float64",
+    "flags": "str",
+}
+"""Totals per animal; ``total_cells`` is ``total_profiles`` times Abercrombie's factor."""
+
+STATISTICS: Schema = {
+    "endpoint": "str",
+    "region": "str",
+    "comparison": "str",
+    "n_a": "int64",
+    "n_b": "int64",
+    "mean_a": "float64",
+    "mean_b": "float64",
+    "percent_change": "float64",
+    "ci_low": "float64",
+    "ci_high": "float64",
+    "hedges_g": "float64",
+    "test": "str",
+    "statistic": "float64",
+    "df": "float64",
+    "p": "float64",
+    "p_adjusted": "float64",
+    "adjustment": "str",
+    "flags": "str",
+}
+"""One row per endpoint, region and group compared: ``comparison`` is "a vs b", b the reference group; n are animals.
+The change is that of a in percent of b, with its own 95 % interval (1 - alpha); g is positive when a is larger."""
+
+ESTIMATES: Schema = {
+    "endpoint": "str",
+    "region": "str",
+    "comparison": "str",
+    "family": "str",
+    "n_a": "int64",
+    "n_b": "int64",
+    "sd_a": "float64",
+    "sd_b": "float64",
+    "difference": "float64",
+    "difference_ci_low": "float64",
+    "difference_ci_high": "float64",
+    "simultaneous": "bool",
+    "hedges_g": "float64",
+    "hedges_g_ci_low": "float64",
+    "hedges_g_ci_high": "float64",
+    "smallest_p": "float64",
+}
+"""What belongs to the rows of `STATISTICS` beside it. ``simultaneous``: the intervals of all groups hold together.
+``smallest_p`` is what a test of ranks or permutations can reach at best with so few animals."""
+
+NEXT_STUDY: Schema = {
+    "endpoint": "str",
+    "region": "str",
+    "reference_group": "str",
+    "n_animals": "int64",
+    "cv_percent": "float64",
+    "reduction_percent": "float64",
+    "alpha": "float64",
+    "power": "float64",
+    "animals_per_group": "float64",
+}
+"""Animals per group that would find a reduction, were the reference group to vary as it did here."""
+
+EXCLUSIONS: Schema = {"level": "str", "name": "str", "group": "str", "what": "str", "reason": "str"}
+"""What is in no test: slides, animals, and values of animals; with the reason."""
+
+CORRELATIONS: Schema = {
+    "endpoint": "str",
+    "region": "str",
+    "outcome": "str",
+    "scope": "str",
+    "method": "str",
+    "n": "int64",
+    "r": "float64",
+    "ci_low": "float64",
+    "ci_high": "float64",
+    "p": "float64",
+    "p_adjusted": "float64",
+    "adjustment": "str",
+    "flags": "str",
+}
+"""Image endpoints against outcomes measured otherwise; ``scope``: over all animals, or within groups."""
+
 FAILURES: Schema = {"slide": "str", "stage": "str", "error": "str", "remedy": "str"}
 
 SENSITIVITY_FACTORS = (0.8, 0.9, 1.0, 1.1, 1.2)
