@@ -232,10 +232,10 @@ def fractionate(
     need = disector.guard_top_um + disector.height_um + disector.guard_bottom_um
     thin = sites[~(sites["thickness_um"] >= need)]
     if len(thin):
-        first = thin.iloc[0]
+        first_um = thin["thickness_um"].iloc[0]
         raise InputError(
             f"{len(thin)} of {len(sites)} sites are thinner than guard zones and counted depth together "
-            f"({need:g} um); the first, in section '{first['section']}', has {first['thickness_um']:g} um.",
+            f"({need:g} um); the first, in section '{thin['section'].iloc[0]}', has {first_um:g} um.",
             "Count less depth, or leave that section out with a reason.",
         )
     unsampled = sorted(set(points["section"]) - set(sites["section"]), key=str)

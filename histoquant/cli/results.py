@@ -1,4 +1,4 @@
-"""The commands of a run folder: status, report; and what is installed: plugins."""
+"""The commands of a run folder: status, stats, report; and what is installed: plugins."""
 
 from __future__ import annotations
 
@@ -28,6 +28,41 @@ def status(
         return
     for line in lines(found):
         print(line)
+
+
+@app.command(
+    epilog="Example:  histoquant stats results\n\nWith other families or another test:  histoquant stats results "
+    "--recipe recipe.toml\n\nAgainst behaviour or ELISA:  histoquant stats results --covariates scores.csv"
+)
+def stats(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe", "-r", help="Take [statistics] and [count.stereology] from here; the run's own if not."
+        ),
+    ] = None,
+    covariates: Annotated[
+        Path | None, typer.Option("--covariates", "-c", help="CSV: animal, then one column of numbers per outcome.")
+    ] = None,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Compare groups by animal: effects with intervals, then tests. Writes tables and the report. Exit code 0 or 2."""
+    from histoquant.batch import write_report
+    from histoquant.inference import as_json, lines, write_statistics
+    from histoquant.inputs import read_recipe
+
+    found = write_statistics(folder, recipe=None if recipe is None else read_recipe(recipe), outcomes=covariates)
+    report = write_report(folder)
+    if json_:
+        print(as_json(found))
+        return
+    tell = Printer(quiet, None)
+    for line in lines(found):
+        tell(line)
+    tell(f"Table:    {folder / 'tables' / 'statistics.csv'}")
+    tell(f"Report:   {report}")
 
 
 @app.command(epilog="Example:  histoquant report results")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histoquant.analysis.counting import count_animals, count_groups
+from histoquant.analysis.counting import count_groups
+from histoquant.analysis.endpoints import animals_at_factors
 from histoquant.errors import InputError
 from histoquant.model.recipe import Recipe, build_recipe
 from histoquant.model.region_set import MASKED, OUTSIDE
@@ -110,12 +111,9 @@ def threshold_curve(run: Run) -> pd.DataFrame:
     """
     import pandas as pd
 
-    keys = ["slide_id", "region", "marker"]
-    ground = run.counted[[*keys, "area_mm2", "area_positive_mm2", "flags"]]
-    sections = run.sensitivity.merge(ground, on=keys)
     parts = [
-        count_groups(count_animals(part), reference_group=run.reference_group).assign(factor=factor)
-        for factor, part in sections.groupby("factor")
+        count_groups(animals, reference_group=run.reference_group).assign(factor=factor)
+        for factor, animals in animals_at_factors(run.sensitivity, run.counted).items()
     ]
     return pd.concat(parts, ignore_index=True) if parts else run.groups.iloc[:0].assign(factor=1.0)
 

@@ -1,0 +1,156 @@
+"""How large an effect is, with its interval; and how many animals would show it. Always before any p.
+
+Every array holds one value per animal. ``a`` is the group, ``b`` the one it is compared with. An interval that cannot
+be given is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from histoquant.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+LEVEL = 0.95
+"""Of an interval, where nothing else is asked."""
+
+MOST_ANIMALS = 10_000
+"""Where the search for a group size ends: no study of animals is larger."""
+
+
+class Interval(NamedTuple):
+    """An estimate with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def excludes(self, null: float) -> bool:
+        """Return whether a value lies outside; never of an interval that is not defined."""
+        return bool(self.low > null or self.high < null)
+
+
+UNDEFINED = Interval(math.nan, math.nan, math.nan)
+
+
+def percent_change(a: ArrayLike, b: ArrayLike, *, level: float = LEVEL) -> Interval:
+    """Return the mean of a in percent of that of b, less 100, with the interval of the logarithm of their ratio.
+
+    se^2 = s_a^2 / (n_a m_a^2) + s_b^2 / (n_b m_b^2), with the t of n_a + n_b - 2 degrees of freedom. Without two
+    animals in each group, or when a mean is not above 0, there is no interval; over a mean of 0 no change.
+    """
+    a, b = _values(a), _values(b)
+    if not a.size or not b.size or b.mean() <= 0:
+        return UNDEFINED
+    value = float(100 * (a.mean() / b.mean() - 1))
+    if min(a.size, b.size) < 2 or a.mean() <= 0:
+        return Interval(value, math.nan, math.nan)
+    se = math.sqrt(sum(x.var(ddof=1) / x.size / x.mean() ** 2 for x in (a, b)))
+    from scipy.stats import t
+
+    half = t.ppf((1 + level) / 2, a.size + b.size - 2) * se
+    centre = math.log(a.mean() / b.mean())
+    return Interval(value, *(100 * math.expm1(end) for end in (centre - half, centre + half)))
+
+
+def difference(a: ArrayLike, b: ArrayLike, *, level: float = LEVEL) -> Interval:
+    """Return the difference of means with Welch's interval."""
+    a, b = _values(a), _values(b)
+    if not a.size or not b.size:
+        return UNDEFINED
+    value = float(a.mean() - b.mean())
+    if min(a.size, b.size) < 2:
+        return Interval(value, math.nan, math.nan)
+    from scipy.stats import ttest_ind
+
+    if a.var() == b.var() == 0:
+        return Interval(value, math.nan, math.nan)
+    ends = ttest_ind(a, b, equal_var=False).confidence_interval(level)
+    return Interval(value, float(ends.low), float(ends.high))
+
+
+def hedges_g(a: ArrayLike, b: ArrayLike, *, level: float = LEVEL) -> Interval:
+    """Return the difference in pooled SDs, g = d (1 - 3 / (4 df - 1)), with the interval of the noncentral t.
+
+    References
+    ----------
+    Hedges L. V. (1981), J. Educ. Stat. 6: 107-128; Cumming G., Finch S. (2001), Educ. Psychol. Meas. 61: 532-574.
+    """
+    a, b = _values(a), _values(b)
+    if min(a.size, b.size) < 2:
+        return UNDEFINED
+    df = a.size + b.size - 2
+    pooled = math.sqrt(((a.size - 1) * a.var(ddof=1) + (b.size - 1) * b.var(ddof=1)) / df)
+    if pooled == 0:
+        return UNDEFINED
+    correction, scale = 1 - 3 / (4 * df - 1), math.sqrt(1 / a.size + 1 / b.size)
+    d = float(a.mean() - b.mean()) / pooled
+    ends = (_noncentrality(d / scale, df, share) for share in ((1 + level) / 2, (1 - level) / 2))
+    return Interval(correction * d, *(correction * scale * end for end in ends))
+
+
+def _noncentrality(t: float, df: int, share: float) -> float:
+    """Return the noncentrality at which a t as observed or smaller has the given probability."""
+    from scipy.optimize import brentq
+    from scipy.stats import chi2
+
+    ends = t * np.sqrt(chi2.ppf((1e-12, 1 - 1e-12), df) / df)
+    return float(brentq(lambda at: noncentral_t_cdf(t, df, at) - share, ends.min() - 8, ends.max() + 8, xtol=1e-9))
+
+
+def noncentral_t_cdf(t: float, df: float, shift: float) -> float:
+    """Return the probability that a noncentral t is at most ``t``.
+
+    It is the mean of Phi(t s - shift) over s = sqrt(chi^2 / df), integrated as it stands: scipy's ``nct`` gives NaN for
+    a t of the other sign than a large shift.
+    """
+    from scipy.special import ndtr
+    from scipy.stats import chi
+
+    low, high = chi.ppf((1e-13, 1 - 1e-13), df)
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    s = low + (high - low) * (nodes + 1) / 2
+    return float(weights @ (ndtr(t * s / math.sqrt(df) - shift) * chi.pdf(s, df)) * (high - low) / 2)
+
+
+def t_power(n_animals: int, effect: float, *, alpha: float = 0.05) -> float:
+    """Return the power of a two-sided t test of two groups of ``n_animals`` each; ``effect`` is in SDs."""
+    from scipy.stats import t
+
+    df, shift = 2 * n_animals - 2, abs(effect) * math.sqrt(n_animals / 2)
+    critical = t.ppf(1 - alpha / 2, df)
+    return 1 - noncentral_t_cdf(critical, df, shift) + noncentral_t_cdf(-critical, df, shift)
+
+
+def animals_needed(effect: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
+    """Return how many animals per group a two-sided t test needs.
+
+    Parameters
+    ----------
+    effect : float
+        Difference of the means in SDs: a reduction by 30 % at a coefficient of variation of 40 % is 0.75.
+
+    Raises
+    ------
+    InputError
+        If the effect is 0, or so small that more than `MOST_ANIMALS` would be needed.
+    """
+    least, most = 2, MOST_ANIMALS
+    if not effect or t_power(most, effect, alpha=alpha) < power:
+        raise InputError(f"No group of up to {MOST_ANIMALS} animals shows an effect of {effect:g} SD.")
+    while least < most:
+        middle = (least + most) // 2
+        if t_power(middle, effect, alpha=alpha) >= power:
+            most = middle
+        else:
+            least = middle + 1
+    return least
+
+
+def _values(values: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64)
