@@ -18,8 +18,8 @@ from histoquant.errors import InputError
 from histoquant.inputs import MAX_SHEET_BYTES, read_text
 from histoquant.model.panel import called_markers
 from histoquant.model.recipe import Recipe
-from histoquant.model.tables import EXCLUSIONS, shaped
-from histoquant.report.run import Run, read_run, records
+from histoquant.model.tables import EXCLUSIONS, records, shaped
+from histoquant.report.run import Run, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,7 +153,7 @@ def _all_exclusions(run: Run, of_animals: pd.DataFrame) -> pd.DataFrame:
     ]
     rows += [
         {"level": "slide", "name": row.slide, "group": "", "what": f"failed at {row.stage}", "reason": row.error}
-        for row in run.failures.itertuples(index=False)
+        for row in records(run.failures)
     ]
     return shaped(pd.concat([pd.DataFrame(rows, columns=list(EXCLUSIONS)), of_animals]), EXCLUSIONS)
 

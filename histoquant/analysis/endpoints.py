@@ -11,7 +11,7 @@ from histoquant.analysis.counting import count_animals
 from histoquant.errors import InputError
 from histoquant.model.design import Endpoint, endpoint_name
 from histoquant.model.region_set import MASKED, OUTSIDE
-from histoquant.model.tables import EXCLUSIONS, empty, shaped
+from histoquant.model.tables import EXCLUSIONS, empty, records, shaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +93,9 @@ def animals_at_factors(sensitivity: pd.DataFrame, sections: pd.DataFrame) -> Map
     keys = ["slide_id", "region", "marker"]
     ground = sections[[*keys, "area_mm2", "area_positive_mm2", "flags"]]
     recounted = sensitivity.merge(ground, on=keys)
-    return {float(factor): count_animals(part) for factor, part in recounted.groupby("factor")}
+    return {
+        factor: count_animals(recounted[recounted["factor"] == factor]) for factor in dict.fromkeys(recounted["factor"])
+    }
 
 
 def of_endpoint(values: pd.DataFrame, endpoint: Endpoint) -> pd.DataFrame:
@@ -133,13 +135,13 @@ def exclusions(values: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {"level": "animal", "name": row.animal, "group": row.group, "what": "all endpoints"}
         | {"reason": f"no section could be analysed ({row.flags})" if row.flags else "no section could be analysed"}
-        for row in lost.itertuples(index=False)
+        for row in records(lost)
     ]
     undefined = values[(values["n_sections"] > 0) & values["value"].isna()]
     rows += [
         {"level": "value", "name": row.animal, "group": row.group}
         | {"what": f"{endpoint_name(row.marker, row.measure)} in {row.region}"}
         | {"reason": f"not defined ({row.flags})" if row.flags else "not defined: nothing to divide by"}
-        for row in undefined.itertuples(index=False)
+        for row in records(undefined)
     ]
     return shaped(pd.DataFrame(rows), EXCLUSIONS) if rows else empty(EXCLUSIONS)

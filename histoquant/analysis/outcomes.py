@@ -134,7 +134,8 @@ def correlate(values: pd.DataFrame, outcomes: pd.DataFrame, *, alpha: float = 0.
             "Name them as in the sample sheet.",
         )
     rows: list[dict[str, Any]] = []
-    for (marker, measure, region), mine in kept.groupby(WITHIN, sort=False):
+    for names, mine in kept.groupby(WITHIN, sort=False):
+        marker, measure, region = map(str, names)
         for outcome in outcomes:
             paired = mine.assign(other=mine["animal"].map(outcomes[outcome])).dropna(subset=["other"])
             about = {"endpoint": endpoint_name(marker, measure), "region": region, "outcome": outcome}

@@ -22,7 +22,7 @@ from histoquant.analysis.endpoints import WITHIN, exclusions, of_endpoint
 from histoquant.analysis.mixed import fit_mixed
 from histoquant.errors import InputError
 from histoquant.model.design import Endpoint, Statistics
-from histoquant.model.tables import ESTIMATES, NEXT_STUDY, STATISTICS, empty, shaped
+from histoquant.model.tables import ESTIMATES, NEXT_STUDY, STATISTICS, empty, records, shaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +118,7 @@ def analyse(
 
 def _endpoints(values: pd.DataFrame, settings: Statistics) -> list[Endpoint]:
     """Return what is compared: the declared endpoints, whether they are there or not, then all others."""
-    held = values[WITHIN].drop_duplicates().itertuples(index=False)
+    held = records(values[WITHIN].drop_duplicates())
     found = [Endpoint(marker=row.marker, region=row.region, measure=row.measure) for row in held]
     return [*settings.declared, *(one for one in found if one not in settings.declared)]
 

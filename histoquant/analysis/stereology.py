@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from histoquant.errors import InputError
-from histoquant.model.tables import STEREOLOGY, empty, shaped
+from histoquant.model.tables import STEREOLOGY, empty, records, shaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -245,7 +245,7 @@ def fractionate(
         )
     counted = np.zeros(len(sites), dtype=int)
     by_section = dict(tuple(points.groupby("section", sort=False)))
-    for index, site in enumerate(sites.itertuples(index=False)):
+    for index, site in enumerate(records(sites)):
         mine = by_section.get(site.section)
         if mine is None:
             continue

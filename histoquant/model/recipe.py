@@ -340,7 +340,7 @@ def _known_keys(place: tuple[Any, ...]) -> tuple[str, ...]:
     }
     if len(place) == 1:
         return ("schema", "name", *models)
-    inner = {("count", "stereology"): Stereology, ("statistics", "arrive"): Arrive}
+    inner: dict[Any, type[BaseModel]] = {("count", "stereology"): Stereology, ("statistics", "arrive"): Arrive}
     inner |= {("statistics", "primary"): Endpoint, ("statistics", "secondary"): Endpoint}
     model = inner.get(place[:2], models.get(place[0])) if len(place) > 2 else models.get(place[0])
     return tuple(model.model_fields) if model else ()

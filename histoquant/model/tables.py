@@ -5,7 +5,8 @@ Empty means "not defined"; a count of nothing is 0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from histoquant.errors import InputError
 
@@ -240,6 +241,11 @@ def shaped(table: pd.DataFrame, schema: Schema) -> pd.DataFrame:
         return ordered.astype(schema).reset_index(drop=True)
     except (TypeError, ValueError) as error:
         raise InputError(f"The table does not fit its columns: {error}.") from error
+
+
+def records(frame: pd.DataFrame) -> Iterator[Any]:
+    """Yield the rows of a table, each with its columns as attributes."""
+    return frame.itertuples(index=False)
 
 
 def empty(schema: Schema) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,12 @@ from histoquant.analysis.endpoints import animals_at_factors
 from histoquant.errors import InputError
 from histoquant.model.recipe import Recipe, build_recipe
 from histoquant.model.region_set import MASKED, OUTSIDE
-from histoquant.model.tables import ANIMALS, FAILURES, GROUPS, REGIONS, SENSITIVITY, Schema, shaped
+from histoquant.model.tables import ANIMALS, FAILURES, GROUPS, REGIONS, SENSITIVITY, Schema, records, shaped
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = ["FINISHED", "RERUN", "REST", "Run", "read_run", "records", "threshold_curve"]
 
 FINISHED = ("done", "failed")
 """States of `run.json` in which the tables belong to the run it describes; ``failed`` means that some slides did."""
@@ -116,11 +118,6 @@ def threshold_curve(run: Run) -> pd.DataFrame:
         for factor, animals in animals_at_factors(run.sensitivity, run.counted).items()
     ]
     return pd.concat(parts, ignore_index=True) if parts else run.groups.iloc[:0].assign(factor=1.0)
-
-
-def records(frame: pd.DataFrame) -> Iterator[Any]:
-    """Yield the rows of a table, each with its columns as attributes."""
-    return frame.itertuples(index=False)
 
 
 def _json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
