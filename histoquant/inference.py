@@ -19,13 +19,10 @@ from histoquant.inputs import MAX_SHEET_BYTES, read_text
 from histoquant.model.panel import called_markers
 from histoquant.model.recipe import Recipe
 from histoquant.model.tables import EXCLUSIONS, records, shaped
-from histoquant.report.run import Run, read_run
+from histoquant.report.run import INFERRED, Run, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
-
-WRITTEN = ("statistics", "estimates", "next_study", "exclusions", "stereology", "correlations")
-"""Tables written here; the last two where they were asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +34,7 @@ class Inference:
 
 
 def write_statistics(root: Path, *, recipe: Recipe | None = None, outcomes: Path | None = None) -> Inference:
-    """Compare the groups of a finished run by animal, and write the tables of `WRITTEN`.
+    """Compare the groups of a finished run by animal, and write the tables of `report.run.INFERRED`.
 
     Parameters
     ----------
@@ -58,7 +55,7 @@ def write_statistics(root: Path, *, recipe: Recipe | None = None, outcomes: Path
     """
     run = read_run(root)
     inference, settings = _inferred(run, recipe, outcomes)
-    for name in WRITTEN:
+    for name in INFERRED:
         path = root / "tables" / f"{name}.csv"
         if name in inference.tables:
             store.write_csv(path, inference.tables[name], make_folder=False)

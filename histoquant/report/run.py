@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,23 @@ from histoquant.analysis.endpoints import animals_at_factors
 from histoquant.errors import InputError
 from histoquant.model.recipe import Recipe, build_recipe
 from histoquant.model.region_set import MASKED, OUTSIDE
-from histoquant.model.tables import ANIMALS, FAILURES, GROUPS, REGIONS, SENSITIVITY, Schema, records, shaped
+from histoquant.model.tables import (
+    ANIMALS,
+    CORRELATIONS,
+    ESTIMATES,
+    EXCLUSIONS,
+    FAILURES,
+    GROUPS,
+    NEXT_STUDY,
+    REGIONS,
+    SENSITIVITY,
+    STATISTICS,
+    STEREOLOGY,
+    Schema,
+    empty,
+    records,
+    shaped,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +47,25 @@ RERUN = "Run the same command again; it goes on where it stopped."
 
 _STATE_KEYS = ("state", "recipe", "slides")
 _PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "segmenter", "thresholds", "notes", "warnings")
+
+
+INFERRED: dict[str, Schema] = {
+    "statistics": STATISTICS,
+    "estimates": ESTIMATES,
+    "next_study": NEXT_STUDY,
+    "exclusions": EXCLUSIONS,
+    "stereology": STEREOLOGY,
+    "correlations": CORRELATIONS,
+}
+"""Tables made from those of a finished run; the last two where they were asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inferred:
+    """Comparisons of a run: `INFERRED` by name, and what ``statistics.json`` says they were made with."""
+
+    tables: dict[str, pd.DataFrame]
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +91,22 @@ class Run:
     groups: pd.DataFrame
     sensitivity: pd.DataFrame
     provenance: dict[str, dict[str, Any]]
+
+    @cached_property
+    def inferred(self) -> Inferred:
+        """What `stats` made of the run; empty tables when it did not.
+
+        Raises
+        ------
+        InputError
+            If a file of it is damaged.
+        """
+        path = self.root / "statistics.json"
+        tables = {
+            name: _table(file, schema) if (file := self.root / "tables" / f"{name}.csv").is_file() else empty(schema)
+            for name, schema in INFERRED.items()
+        }
+        return Inferred(tables, _json(path, ("statistics", "reference_group")) if path.is_file() else {})
 
     @property
     def counted(self) -> pd.DataFrame:
@@ -137,7 +189,9 @@ def _table(path: Path, schema: Schema) -> pd.DataFrame:
 
     try:
         text = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
-        for name in text.columns.intersection([name for name, kind in schema.items() if kind != "str"]):
+        for name in text.columns.intersection([name for name, kind in schema.items() if kind == "bool"]):
+            text[name] = text[name] == "True"
+        for name in text.columns.intersection([name for name, kind in schema.items() if kind not in ("str", "bool")]):
             text[name] = pd.to_numeric(text[name].where(text[name] != ""))
         return shaped(text, schema)
     except (OSError, ValueError) as error:
