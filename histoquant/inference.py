@@ -144,13 +144,12 @@ def _all_exclusions(run: Run, of_animals: pd.DataFrame) -> pd.DataFrame:
     """Return what is in no test: slides left out beforehand and failed ones first, then animals and values."""
     import pandas as pd
 
+    group = {str(row.get("slide_id")): str(row.get("group", "")) for row in run.state.get("rows", [])}
+    told = [(slide, "left out beforehand", reason) for slide, reason in run.state.get("excluded", {}).items()]
+    told += [(row.slide, f"failed at {row.stage}", row.error) for row in records(run.failures)]
     rows = [
-        {"level": "slide", "name": slide, "group": "", "what": "left out beforehand", "reason": reason}
-        for slide, reason in run.state.get("excluded", {}).items()
-    ]
-    rows += [
-        {"level": "slide", "name": row.slide, "group": "", "what": f"failed at {row.stage}", "reason": row.error}
-        for row in records(run.failures)
+        {"level": "slide", "name": slide, "group": group.get(slide, ""), "what": what, "reason": reason}
+        for slide, what, reason in told
     ]
     return shaped(pd.concat([pd.DataFrame(rows, columns=list(EXCLUSIONS)), of_animals]), EXCLUSIONS)
 

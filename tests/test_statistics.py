@@ -202,6 +202,8 @@ def test_one_animal_is_no_group(compare):
 
 def test_values_without_spread():
     flat = np.full(4, 3.0)
+    one_sided = compare_means({"a": np.array([1.0, 2, 3])}, flat)["a"]
+    assert one_sided.p == pytest.approx(stats.ttest_1samp([1.0, 2, 3], 3.0).pvalue)
     for found in (
         compare_means({"a": flat}, flat)["a"],
         compare_means({"a": flat, "b": flat}, flat)["b"],

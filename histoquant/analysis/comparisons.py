@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histoquant.analysis.effects import LEVEL, UNDEFINED, Interval, difference
+from histoquant.analysis.effects import LEVEL, UNDEFINED, Interval, difference, welch_error
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -89,14 +89,15 @@ def welch(
     a: NDArray[np.float64], b: NDArray[np.float64], *, level: float = LEVEL, flags: tuple[str, ...] = ()
 ) -> Comparison:
     """Compare two means without taking their SDs for equal."""
-    from scipy.stats import ttest_ind
+    from scipy.stats import t
 
     interval = difference(a, b, level=level)
     if np.ptp(a) == np.ptp(b) == 0:
         return Comparison("Welch t", interval=interval, flags=(*flags, NO_SPREAD))
-    result = ttest_ind(a, b, equal_var=False)
-    p = float(result.pvalue)
-    return Comparison("Welch t", float(result.statistic), float(result.df), p, p, interval, flags=flags)
+    se, df = welch_error(a, b)
+    statistic = interval.value / se
+    p = float(2 * t.sf(abs(statistic), df))
+    return Comparison("Welch t", statistic, df, p, p, interval, flags=flags)
 
 
 def dunnett(groups: Values, reference: NDArray[np.float64], *, level: float = LEVEL) -> dict[str, Comparison]:

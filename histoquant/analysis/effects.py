@@ -65,14 +65,21 @@ def difference(a: ArrayLike, b: ArrayLike, *, level: float = LEVEL) -> Interval:
     if not a.size or not b.size:
         return UNDEFINED
     value = float(a.mean() - b.mean())
-    if min(a.size, b.size) < 2:
+    if min(a.size, b.size) < 2 or np.ptp(a) == np.ptp(b) == 0:
         return Interval(value, math.nan, math.nan)
-    from scipy.stats import ttest_ind
+    from scipy.stats import t
 
-    if a.var() == b.var() == 0:
-        return Interval(value, math.nan, math.nan)
-    ends = ttest_ind(a, b, equal_var=False).confidence_interval(level)
-    return Interval(value, float(ends.low), float(ends.high))
+    se, df = welch_error(a, b)
+    half = float(t.ppf((1 + level) / 2, df)) * se
+    return Interval(value, value - half, value + half)
+
+
+def welch_error(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the standard error of a difference of means and its degrees of freedom, by Welch and Satterthwaite."""
+    parts = [float(x.var(ddof=1)) / x.size for x in (a, b)]
+    return math.sqrt(sum(parts)), sum(parts) ** 2 / sum(
+        v * v / (x.size - 1) for v, x in zip(parts, (a, b), strict=True)
+    )
 
 
 def hedges_g(a: ArrayLike, b: ArrayLike, *, level: float = LEVEL) -> Interval:

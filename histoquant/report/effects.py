@@ -249,7 +249,7 @@ def arrive(run: Run) -> str:
         ("5 Blinding", "Who did not know the groups, and when", said.blinding),
         ("6 Outcome measures", "All that were assessed", listed(endpoints)),
         ("", "Primary", f"{endpoint_label(_name(primary))} in {primary['region']}" if primary else ""),
-        ("7 Statistical methods", "Tests", listed(_tests(statistics))),
+        ("7 Statistical methods", "Tests", "; ".join(_tests(statistics))),
         ("", "Assumptions", "SDs compared before Dunnett's test: beyond a ratio of 2 Welch's t with Holm's adjustment"
          if settings.get("test") in ("means", "mixed") and endpoints else
          "tests without a distribution" if endpoints else ""),

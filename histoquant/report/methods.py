@@ -57,7 +57,7 @@ def _statistics(run: Run) -> str:
     if tested.empty:
         return ""
     tests = listed(list(dict.fromkeys(tested["test"])))
-    adjusted = listed(list(dict.fromkeys(tested.loc[tested["adjustment"] != "", "adjustment"])))
+    adjusted = "; ".join(dict.fromkeys(tested.loc[tested["adjustment"] != "", "adjustment"]))
     alpha = run.inferred.settings.get("statistics", {}).get("alpha", run.recipe.statistics.alpha)
     return (
         f"Effects are the change of the group mean in percent, with the {exact(100 * (1 - alpha))} % interval of the "
