@@ -30,14 +30,14 @@ def rows_of(n=4, *, groups=("vehicle", "low", "high"), sections=2, effects=(1, 1
     rows = []
     for group, effect in zip(groups, effects, strict=False):
         for animal in range(1, n + 1):
-            own = rng.lognormal(0, 0.15)
+            own = 1 + 0.15 * (-1) ** animal * (1 + animal / 4)  # spread alike in every group
             for section in range(1, sections + 1):
                 name = f"{group[:3]}{animal}"
-                for region, mean in (("core", 100 * effect), ("rim", 50)):
+                for region, mean in (("core", 1000 * effect), ("rim", 500)):
                     positive = int(rng.poisson(mean * own))
                     rows.append(
                         region_row(
-                            f"{name}_{section}", name, group, region, n=900, positive=positive, section=str(section),
+                            f"{name}_{section}", name, group, region, n=4000, positive=positive, section=str(section),
                             sex="mf"[animal % 2], **more,
                         )
                     )  # fmt: skip
@@ -68,7 +68,7 @@ def test_command_writes_the_contract(run, histoquant):
 def test_effects_are_told_before_their_tests(run):
     text = "\n".join(lines(write_statistics(run)))
     assert "high vs vehicle, n 4 v 4" in text
-    assert 0 < text.index("change -") < text.index("Dunnett")
+    assert 0 < text.index("change ") < text.index("Dunnett: statistic")
 
 
 def test_twice_the_same_bytes(run):

@@ -5,9 +5,10 @@ Every array holds one value per animal.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -177,7 +178,7 @@ def compare_permuted(
         for index, animal in enumerate((*group, *reference)):
             places.setdefault(held.get(animal, ""), []).append(index)
         sizes = [sum(index < len(a) for index in block) for block in places.values()]
-        masks, all_of_them = _assignments(list(places.values()), sizes, len(values))
+        masks, all_of_them = _assignments(tuple(map(tuple, places.values())), tuple(sizes), len(values))
         observed = float(_welch_t(values, np.arange(len(values)) < len(a)))
         # Equal statistics in another order of adding must count as equal.
         extreme = int((np.abs(_welch_t(values, masks)) >= abs(observed) * (1 - 1e-9)).sum())
@@ -194,7 +195,8 @@ def _without_df(test: str, statistic: float, p: float, interval: Interval, small
     return Comparison(test, statistic, math.nan, p, p, interval, smallest_p=smallest)
 
 
-def _assignments(blocks: Sequence[Sequence[int]], sizes: Sequence[int], n: int) -> tuple[NDArray[np.bool_], bool]:
+@functools.lru_cache(maxsize=4)  # the endpoints of a study have the same animals
+def _assignments(blocks: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], n: int) -> tuple[NDArray[np.bool_], bool]:
     """Return which animals form the first group in every assignment, or in random ones when there are too many.
 
     Parameters

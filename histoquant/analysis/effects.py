@@ -118,19 +118,23 @@ def noncentral_t_cdf(t: float, df: float, shift: float) -> float:
     distribution's Phi(t s - shift), or for a large t over z of the probability that s is at least (z + shift) / t:
     whichever is the smoother. Right to 1e-6, with one degree of freedom to 1e-4.
     """
-    from scipy.special import ndtr
-    from scipy.stats import chi, norm
+    from scipy.special import gammaincc, gammaincinv, gammaln, ndtr
 
     if t < 0:
         return 1 - noncentral_t_cdf(-t, df, -shift)
-    low, high = (-9.0, 9.0) if t > 5 else chi.ppf((1e-13, 1 - 1e-13), df)
     nodes, weights = _gauss_nodes()
-    x = low + (high - low) * (nodes + 1) / 2
     if t > 5:
-        held = norm.pdf(x) * chi.sf((x + shift) / t * math.sqrt(df), df)
+        half = 9.0
+        z = half * nodes
+        least = np.maximum(z + shift, 0) / t  # of s
+        held = np.exp(-z * z / 2) / math.sqrt(2 * math.pi) * gammaincc(df / 2, df * least**2 / 2)
     else:
-        held = chi.pdf(x, df) * ndtr(t * x / math.sqrt(df) - shift)
-    return float(weights @ held * (high - low) / 2)
+        low, high = np.sqrt(2 * gammaincinv(df / 2, (1e-13, 1 - 1e-13)))  # of chi
+        half = (high - low) / 2
+        chi = low + half * (nodes + 1)
+        density = np.exp((df - 1) * np.log(chi) - chi * chi / 2 - (df / 2 - 1) * math.log(2) - gammaln(df / 2))
+        held = density * ndtr(t * chi / math.sqrt(df) - shift)
+    return float(weights @ held * half)
 
 
 @functools.cache
@@ -161,8 +165,10 @@ def animals_needed(effect: float, *, alpha: float = 0.05, power: float = 0.8) ->
     InputError
         If the effect is 0, or so small that more than `MOST_ANIMALS` would be needed.
     """
-    least, most = 2, MOST_ANIMALS
-    if not effect or t_power(most, effect, alpha=alpha) < power:
+    least, most = 2, 2
+    while effect and most < MOST_ANIMALS and t_power(most, effect, alpha=alpha) < power:
+        least, most = most + 1, 2 * most
+    if not effect or most >= MOST_ANIMALS:
         raise InputError(f"No group of up to {MOST_ANIMALS} animals shows an effect of {effect:g} SD.")
     while least < most:
         middle = (least + most) // 2
