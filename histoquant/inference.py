@@ -151,7 +151,8 @@ def _all_exclusions(run: Run, of_animals: pd.DataFrame) -> pd.DataFrame:
         {"level": "slide", "name": slide, "group": group.get(slide, ""), "what": what, "reason": reason}
         for slide, what, reason in told
     ]
-    return shaped(pd.concat([pd.DataFrame(rows, columns=list(EXCLUSIONS)), of_animals]), EXCLUSIONS)
+    rows += [dict(zip(EXCLUSIONS, row, strict=True)) for row in of_animals.itertuples(index=False)]
+    return shaped(pd.DataFrame(rows, columns=list(EXCLUSIONS)), EXCLUSIONS)
 
 
 def lines(found: Inference) -> Iterator[str]:

@@ -16,6 +16,7 @@ from histoquant.analysis.stereology import (
     total_counts,
 )
 from histoquant.errors import InputError
+from histoquant.fractionator import fractionate_files
 from histoquant.model.design import Stereology
 
 COUNTS = [6, 14, 23, 31, 36, 34, 27, 18, 9, 2]
@@ -206,6 +207,49 @@ def test_a_site_too_thin_for_its_guard_zones_is_refused():
 def test_frames_that_overlap_are_refused():
     with pytest.raises(InputError, match="overlap"):
         Disector(frame_um=(50, 50), step_um=(40, 60), height_um=10)
+
+
+def write_fraction(folder, **changes):
+    """Write the fraction of the specification as tables, for two animals; sections are listed from 9 to 0."""
+    points, sites, disector = a_fraction(**changes)
+    both = [frame.iloc[::-1].drop(columns="surface_um", errors="ignore") for frame in (points, sites)]
+    for name, frame in zip(("points", "sites"), both, strict=True):
+        twice = pd.concat([frame.assign(animal=animal) for animal in ("m1", "m2")])
+        twice[["animal", *frame]].to_csv(folder / f"{name}.csv", index=False)
+    return folder / "points.csv", folder / "sites.csv", disector
+
+
+def test_fractionator_on_tables(tmp_path):
+    points, sites, disector = write_fraction(tmp_path)
+    table = fractionate_files(points, sites, disector, section_interval=6, hemispheres=1)
+    assert list(table["animal"]) == ["m1", "m2"]
+    assert table["total"].tolist() == pytest.approx([64_000, 64_000])
+    assert table["ce_m1"].tolist() == pytest.approx([0.0707] * 2, abs=5e-5)
+
+
+def test_command_of_the_fractionator(tmp_path, histoquant):
+    write_fraction(tmp_path)
+    arguments = f"{tmp_path}/points.csv --sites {tmp_path}/sites.csv --frame-um 50 50 --step-um 200 200 --height-um 15"
+    done = histoquant("fractionator", *f"{arguments} --guard-um 3 0 --section-interval 6 --hemispheres 2".split())
+    assert done.returncode == 0, done.stderr
+    assert "3.2e+04" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("sites", lambda t: t.replace("25.0\n", "17.9\n", 1), r"Animal 'm1': 1 of 40 sites are thinner.*18 um"),
+        ("sites", lambda t: t.replace("thickness_um", "thick"), r"sites.csv lacks the column\(s\) thickness_um"),
+        ("points", lambda t: t.replace("10.0", "deep", 1), r"points.csv line 2: z_um is 'deep'"),
+        ("sites", lambda t: t.replace("m2", "m3"), r"points.csv has animal 'm2', sites.csv has not"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(tmp_path, name, change, message):
+    points, sites, disector = write_fraction(tmp_path)
+    path = tmp_path / f"{name}.csv"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(InputError, match=message):
+        fractionate_files(points, sites, disector, section_interval=6, hemispheres=2)
 
 
 def sections(counts=COUNTS, **columns):

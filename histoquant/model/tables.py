@@ -143,6 +143,22 @@ STEREOLOGY: Schema = {
 }
 """Totals per animal; ``total_cells`` is ``total_profiles`` times Abercrombie's factor."""
 
+FRACTIONATOR: Schema = {
+    "animal": "str",
+    "total": "float64",
+    "n_counted": "int64",
+    "n_sections": "int64",
+    "n_sites": "int64",
+    "ssf": "float64",
+    "hemisphere_fraction": "float64",
+    "asf": "float64",
+    "tsf": "float64",
+    "thickness_um": "float64",
+    "ce_m0": "float64",
+    "ce_m1": "float64",
+}
+"""Totals by the optical fractionator: ``n_counted / ssf / hemisphere_fraction / asf / tsf``."""
+
 STATISTICS: Schema = {
     "endpoint": "str",
     "region": "str",
