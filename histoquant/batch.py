@@ -17,6 +17,7 @@ from histoquant.cores import available_cores
 from histoquant.corrected import write_corrected
 from histoquant.errors import HistoquantError
 from histoquant.footprint import PROCESS_BYTES
+from histoquant.inference import write_statistics
 from histoquant.inputs import Checked
 from histoquant.job import release
 from histoquant.journal import read_journals
@@ -113,6 +114,7 @@ def run_study(
             raise
         state.write("failed" if failures else "done")
         if reports:
+            state.notes += write_statistics(out).notes
             write_report(out)
     return Outcome(out, len(checked.taken), tuple(failures), tuple(state.notes))
 

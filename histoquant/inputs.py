@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from histoquant import store
+from histoquant.analysis.mixed import require_statsmodels
 from histoquant.controls import named_batch
 from histoquant.errors import Faults, HistoquantError, InputError, RecipeError, StudyError, raise_all
 from histoquant.model.panel import called_markers
@@ -73,7 +74,7 @@ def load(
     study: Study | None = None
     recipe: Recipe | None = None
     try:
-        text = _text(study_path, StudyError, "sample sheet", MAX_SHEET_BYTES)
+        text = read_text(study_path, StudyError, "sample sheet", MAX_SHEET_BYTES)
         text = with_rows(text, more, source=study_path.name) if more else text
         study = parse_study(text, study_path.parent, source=study_path.name, allow_outside=allow_outside)
     except HistoquantError as error:
@@ -83,7 +84,7 @@ def load(
     except HistoquantError as error:
         faults += single_faults(error)
     if study is not None and recipe is not None:
-        faults += _batch_faults(study, recipe)
+        faults += [*_batch_faults(study, recipe), *_statistics_faults(study, recipe)]
     raise_all(faults)
     assert study is not None
     assert recipe is not None
@@ -156,7 +157,7 @@ def read_recipe(path: Path, *, cells: bool = True) -> Recipe:
     HistoquantError
         Every fault of it, together.
     """
-    recipe = parse_recipe(_text(path, RecipeError, "recipe", MAX_RECIPE_BYTES), source=path.name)
+    recipe = parse_recipe(read_text(path, RecipeError, "recipe", MAX_RECIPE_BYTES), source=path.name)
     if cells and not recipe.panel:
         raise RecipeError(
             f"{path.name}: the recipe has no panel: it measures infarcts and counts no cells.",
@@ -168,7 +169,14 @@ def read_recipe(path: Path, *, cells: bool = True) -> Recipe:
     return recipe
 
 
-def _text(path: Path, kind: type[InputError], called: str, max_bytes: int) -> str:
+def read_text(path: Path, kind: type[InputError], called: str, max_bytes: int) -> str:
+    """Return the text of a file that a person wrote.
+
+    Raises
+    ------
+    InputError
+        Of the given kind, if it cannot be read, is too large, or is no UTF-8.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)  # asked of what was read: a device has no size
@@ -206,4 +214,31 @@ def _batch_faults(study: Study, recipe: Recipe) -> list[HistoquantError]:
                 )
     if not [slide for slide in study.included if not slide.control]:
         faults.append(StudyError("Every slide of the study is a control or excluded.", "Add slides to count."))
+    return faults
+
+
+def _statistics_faults(study: Study, recipe: Recipe) -> list[HistoquantError]:
+    """Return why groups could not be compared as the recipe asks; found now, not after a night of counting."""
+    faults: list[HistoquantError] = []
+    settings = recipe.statistics
+    if settings.test == "mixed":
+        try:
+            require_statsmodels()
+        except HistoquantError as error:
+            faults.append(error)
+    if settings.block is not None:
+        held: dict[str, set[str]] = {}
+        for slide in study.included:
+            row = {"batch": slide.batch} | slide.extra
+            if settings.block not in row:
+                lacking = f"The sample sheet has no column '{settings.block}', which statistics.block names."
+                faults.append(StudyError(lacking, "Add it, with one value for each animal."))
+                break
+            if not slide.control:
+                held.setdefault(slide.animal, set()).add(row[settings.block])
+        faults += [
+            StudyError(f"Animal '{animal}' has {settings.block} {' and '.join(sorted(values))}.", "Give it one.")
+            for animal, values in held.items()
+            if len(values) > 1
+        ]
     return faults

@@ -337,7 +337,7 @@ class RunFolder:
         for name in (".blocks", "slides", "tables"):
             shutil.rmtree(self.root / name, ignore_errors=True)
             (self.root / name).mkdir(exist_ok=True)
-        for name in ("failures.csv", "report.html"):
+        for name in ("failures.csv", "report.html", "statistics.json"):
             (self.root / name).unlink(missing_ok=True)
 
     def state(self) -> dict[str, Any]:

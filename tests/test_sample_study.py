@@ -41,6 +41,11 @@ def test_the_sample_study_shows_its_true_effect(tmp_path):
         assert {"condensed", "diffuse"} <= set(cells["tunel_class"])
         assert cells["distance_to_lesion_um"].min() < 0 < cells["distance_to_lesion_um"].max()
     assert sum(found) / len(found) >= 0.95
+    effects = pd.read_csv(tmp_path / "out" / "tables" / "statistics.csv").set_index(["endpoint", "region"])
+    effect = effects.loc[("tunel_density_per_mm2", "ibz_outer")]
+    assert effect["percent_change"] == pytest.approx(groups.loc[zone, "percent_change_density"])
+    assert effect["ci_low"] < -50 < effect["ci_high"] < 0
+    assert (effect["n_a"], effect["n_b"], effect["test"]) == (3, 3, "Welch t")
     curve = pd.read_csv(tmp_path / "out" / "tables" / "sensitivity.csv")
     assert set(curve["factor"]) == {0.8, 0.9, 1.0, 1.1, 1.2}
 

@@ -1,4 +1,4 @@
-"""The commands of a run folder: status, report; and what is installed: plugins."""
+"""The commands of results: status, stats, report of a run folder; fractionator; and what is installed: plugins."""
 
 from __future__ import annotations
 
@@ -28,6 +28,82 @@ def status(
         return
     for line in lines(found):
         print(line)
+
+
+@app.command(
+    epilog="Example:  histoquant stats results\n\nWith other families or another test:  histoquant stats results "
+    "--recipe recipe.toml\n\nAgainst behaviour or ELISA:  histoquant stats results --covariates scores.csv"
+)
+def stats(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe", "-r", help="Take [statistics] and [count.stereology] from here; the run's own if not."
+        ),
+    ] = None,
+    covariates: Annotated[
+        Path | None, typer.Option("--covariates", "-c", help="CSV: animal, then one column of numbers per outcome.")
+    ] = None,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Compare groups by animal: effects with intervals, then tests. Writes tables and the report. Exit code 0 or 2."""
+    from histoquant.batch import write_report
+    from histoquant.inference import as_json, lines, write_statistics
+    from histoquant.inputs import read_recipe
+
+    found = write_statistics(folder, recipe=None if recipe is None else read_recipe(recipe), outcomes=covariates)
+    report = write_report(folder)
+    if json_:
+        print(as_json(found))
+        return
+    tell = Printer(quiet, None)
+    for line in lines(found):
+        tell(line)
+    tell(f"Table:    {folder / 'tables' / 'statistics.csv'}")
+    tell(f"Report:   {report}")
+
+
+@app.command(
+    epilog="Example:  histoquant fractionator points.csv --sites sites.csv --frame-um 50 50 --step-um 200 200 "
+    "--height-um 15 --guard-um 3 3 --section-interval 6 --hemispheres 2"
+)
+def fractionator(
+    points: Annotated[
+        Path, typer.Argument(help="CSV of detections: animal, section, z_um (top of the object), y_um, x_um.")
+    ],
+    sites: Annotated[
+        Path, typer.Option("--sites", help="CSV of frames: animal, section, y_um, x_um (top left), thickness_um.")
+    ],
+    frame_um: Annotated[tuple[float, float], typer.Option("--frame-um", help="Counting frame, Y X.")],
+    step_um: Annotated[tuple[float, float], typer.Option("--step-um", help="From frame to frame, Y X.")],
+    height_um: Annotated[float, typer.Option("--height-um", help="Counted depth.")],
+    section_interval: Annotated[int, typer.Option("--section-interval", min=1, help="6 for every 6th section.")],
+    hemispheres: Annotated[int, typer.Option("--hemispheres", min=1, max=2, help="Counted; 1 doubles the totals.")],
+    guard_um: Annotated[tuple[float, float], typer.Option("--guard-um", help="Guard zones, top and bottom.")] = (0, 0),
+    plain_mean: Annotated[
+        bool, typer.Option("--plain-mean", help="Mean thickness of sites; by default weighted by their counts.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the table here (CSV).")] = None,
+    json_: Json = False,
+) -> None:
+    """Total number of objects per animal from detections in stacks, by the optical fractionator. Exit code 0 or 2."""
+    from histoquant.analysis.stereology import Disector
+    from histoquant.fractionator import fractionate_files
+    from histoquant.store import write_csv
+
+    table = fractionate_files(
+        points,
+        sites,
+        Disector(frame_um, step_um, height_um, *guard_um),
+        section_interval=section_interval,
+        hemispheres=hemispheres,
+        weighted=not plain_mean,
+    )
+    if out is not None:
+        write_csv(out, table, make_folder=False)
+    print(table.to_json(orient="records", indent=2) if json_ else table.to_string(index=False, float_format="%.4g"))
 
 
 @app.command(epilog="Example:  histoquant report results")

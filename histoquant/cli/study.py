@@ -223,6 +223,7 @@ def _report(outcome: Outcome, tell: Printer) -> None:
         raise typer.Exit(2 if all(failure.stage == "check" for failure in outcome.failures) else 1)
     tell(f"Report:   {outcome.root / 'report.html'}")
     tell(f"Groups:   {outcome.root / 'tables' / 'groups.csv'}")
+    tell(f"Effects:  {outcome.root / 'tables' / 'statistics.csv'}")
     tell(f"Pictures: {outcome.root / 'slides' / '*' / 'overview.png'}")
     if failed:
         raise typer.Exit(1)

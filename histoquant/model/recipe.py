@@ -14,8 +14,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from histoquant.errors import RecipeError, raise_all
+from histoquant.model.design import Arrive, Endpoint, Statistics, Stereology
 from histoquant.model.infarct import InfarctSettings
-from histoquant.model.panel import Marker, Panel, called_markers, channel_of, named_stains
+from histoquant.model.panel import Marker, Panel, called_markers, channel_of, counterstain_of, named_stains
 from histoquant.model.region_rule import RegionRule
 
 RESULT_VERSION = 2
@@ -155,6 +156,9 @@ class Count(BaseModel):
     reference_group: str | None = Field(
         None, title="Reference group", description="Group others are compared with; the sheet's first when not given."
     )
+    stereology: Stereology | None = Field(
+        None, title="Stereology", description="How sections were sampled; totals per animal follow from it."
+    )
 
 
 class Recipe(BaseModel):
@@ -172,6 +176,7 @@ class Recipe(BaseModel):
     measure: Measure = Field(default_factory=Measure, title="Measurement")
     regions: dict[str, RegionRule] = Field(default_factory=dict, title="Regions", description="By region name.")
     count: Count = Field(default_factory=Count, title="Counting")
+    statistics: Statistics = Field(default_factory=Statistics, title="Statistics")
     infarct: InfarctSettings | None = Field(
         None, title="Infarct", description="For `histoquant infarct`, in place of a panel."
     )
@@ -208,6 +213,13 @@ class Recipe(BaseModel):
             for marker in pair:
                 if marker not in called:
                     raise ValueError(f"count.double: '{marker}' is not a marker with a positive rule")
+        counted = self.counted
+        for endpoint in self.statistics.declared:
+            if endpoint.marker not in counted:
+                raise ValueError(f"statistics: '{endpoint.marker}' is not counted; known are {', '.join(counted)}")
+        for marker in self.count.stereology.heights if self.count.stereology else ():
+            if marker and marker not in counted:
+                raise ValueError(f"count.stereology.object_height_um: '{marker}' is not counted")
         return self
 
     @property
@@ -224,6 +236,14 @@ class Recipe(BaseModel):
             return self.count.double
         return tuple(combinations(called_markers(self.panel), 2))
 
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Names of what is counted: called markers and double labels, or every nucleus when none is called."""
+        called = called_markers(self.panel)
+        if not called:
+            return (counterstain_of(self.panel),)
+        return (*called, *(f"{a}+{b}" for a, b in self.double_labels))
+
     def fingerprint(self, *, measured: bool = False) -> str:
         """Return a sha256 of everything that decides the results.
 
@@ -235,7 +255,12 @@ class Recipe(BaseModel):
         """
         content = self.model_dump(mode="json", by_alias=True)
         content["result_version"] = RESULT_VERSION
-        del content["name"]
+        del content["name"], content["statistics"]["arrive"]  # words for readers: no number hangs on them
+        # What was added to recipes later enters where it is used, so that other recipes keep their fingerprint.
+        if self.count.stereology is None:
+            del content["count"]["stereology"]
+        if self.statistics.model_copy(update={"arrive": Arrive()}) == Statistics():
+            del content["statistics"]
         if self.infarct is None:  # recipes of cells keep the fingerprint they had before there were others
             del content["infarct"]
         for marker in content["panel"].values():
@@ -323,7 +348,11 @@ def _known_keys(place: tuple[Any, ...]) -> tuple[str, ...]:
         "regions": RegionRule,
         "count": Count,
         "infarct": InfarctSettings,
+        "statistics": Statistics,
     }
     if len(place) == 1:
         return ("schema", "name", *models)
-    return tuple(models[place[0]].model_fields) if place[0] in models else ()
+    inner: dict[Any, type[BaseModel]] = {("count", "stereology"): Stereology, ("statistics", "arrive"): Arrive}
+    inner |= {("statistics", "primary"): Endpoint, ("statistics", "secondary"): Endpoint}
+    model = inner.get(place[:2], models.get(place[0])) if len(place) > 2 else models.get(place[0])
+    return tuple(model.model_fields) if model else ()

@@ -5,7 +5,8 @@ Empty means "not defined"; a count of nothing is 0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from histoquant.errors import InputError
 
@@ -239,6 +240,117 @@ RATIOS: Schema = {
     "flags": "str",
 }
 
+STEREOLOGY: Schema = {
+    "animal": "str",
+    "group": "str",
+    "region": "str",
+    "marker": "str",
+    "n_sections": "int64",
+    "n_profiles": "int64",
+    "profiles_per_mm2": "float64",
+    "section_fraction": "float64",
+    "hemisphere_fraction": "float64",
+    "total_profiles": "float64",
+    "abercrombie_factor": "float64",
+    "total_cells": "float64",
+    "coefficient_of_error": "float64",
+    "flags": "str",
+}
+"""Totals per animal; ``total_cells`` is ``total_profiles`` times Abercrombie's factor."""
+
+FRACTIONATOR: Schema = {
+    "animal": "str",
+    "total": "float64",
+    "n_counted": "int64",
+    "n_sections": "int64",
+    "n_sites": "int64",
+    "ssf": "float64",
+    "hemisphere_fraction": "float64",
+    "asf": "float64",
+    "tsf": "float64",
+    "thickness_um": "float64",
+    "ce_m0": "float64",
+    "ce_m1": "float64",
+}
+"""Totals by the optical fractionator: ``n_counted / ssf / hemisphere_fraction / asf / tsf``."""
+
+STATISTICS: Schema = {
+    "endpoint": "str",
+    "region": "str",
+    "comparison": "str",
+    "n_a": "int64",
+    "n_b": "int64",
+    "mean_a": "float64",
+    "mean_b": "float64",
+    "percent_change": "float64",
+    "ci_low": "float64",
+    "ci_high": "float64",
+    "hedges_g": "float64",
+    "test": "str",
+    "statistic": "float64",
+    "df": "float64",
+    "p": "float64",
+    "p_adjusted": "float64",
+    "adjustment": "str",
+    "flags": "str",
+}
+"""One row per endpoint, region and group compared: ``comparison`` is "a vs b", b the reference group; n are animals.
+The change is that of a in percent of b, with its own 95 % interval (1 - alpha); g is positive when a is larger."""
+
+ESTIMATES: Schema = {
+    "endpoint": "str",
+    "region": "str",
+    "comparison": "str",
+    "family": "str",
+    "n_a": "int64",
+    "n_b": "int64",
+    "sd_a": "float64",
+    "sd_b": "float64",
+    "difference": "float64",
+    "difference_ci_low": "float64",
+    "difference_ci_high": "float64",
+    "simultaneous": "bool",
+    "hedges_g": "float64",
+    "hedges_g_ci_low": "float64",
+    "hedges_g_ci_high": "float64",
+    "smallest_p": "float64",
+}
+"""What belongs to the rows of `STATISTICS` beside it. ``simultaneous``: the intervals of all groups hold together.
+``smallest_p`` is what a test of ranks or permutations can reach at best with so few animals."""
+
+NEXT_STUDY: Schema = {
+    "endpoint": "str",
+    "region": "str",
+    "reference_group": "str",
+    "n_animals": "int64",
+    "cv_percent": "float64",
+    "reduction_percent": "float64",
+    "alpha": "float64",
+    "power": "float64",
+    "animals_per_group": "float64",
+}
+"""Animals per group that would find a reduction, were the reference group to vary as it did here."""
+
+EXCLUSIONS: Schema = {"level": "str", "name": "str", "group": "str", "what": "str", "reason": "str"}
+"""What is in no test: slides, animals, and values of animals; with the reason."""
+
+CORRELATIONS: Schema = {
+    "endpoint": "str",
+    "region": "str",
+    "outcome": "str",
+    "scope": "str",
+    "method": "str",
+    "n": "int64",
+    "r": "float64",
+    "ci_low": "float64",
+    "ci_high": "float64",
+    "p": "float64",
+    "p_adjusted": "float64",
+    "adjustment": "str",
+    "flags": "str",
+}
+"""Image endpoints against outcomes measured otherwise; ``scope``: over all animals, or within groups."""
+
 FAILURES: Schema = {"slide": "str", "stage": "str", "error": "str", "remedy": "str"}
 
 TOUCHED: Schema = {
@@ -308,3 +420,8 @@ def empty(schema: Schema) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in schema.items()})
+
+
+def records(frame: pd.DataFrame) -> Iterator[Any]:
+    """Yield the rows of a table, each with its columns as attributes."""
+    return frame.itertuples(index=False)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from histoquant.report.run import records
+from histoquant.model.tables import records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,10 @@ INK = "#010203"
 GRID = "#8a8f98"
 
 MAX_NAME = 30
+MAX_FOREST = 120
+"""Comparisons in one chart of effects; a page with more has them in its table only."""
+FOREST_TICKS = (-90, -75, -50, -25, 0, 33, 100, 300, 900)
+"""Percent; on a scale of ratios these lie evenly."""
 WIDTH_IN = 9.6
 LABELS_IN = 2.35
 ROW_IN = 0.29
@@ -188,6 +192,69 @@ def curve_chart(curve: pd.DataFrame, column: str, name: str, *, chart_id: str, l
             borderaxespad=0,
         )
         return _inline(figure, chart_id, label, {})
+
+
+def forest_chart(rows: pd.DataFrame, groups: Sequence[str], *, chart_id: str, label: str) -> str:
+    """Draw the change of every comparison with its interval, on a scale of ratios: halving and doubling are as far.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        ``label``, ``group``, ``percent_change``, ``ci_low``, ``ci_high``. At most `MAX_FOREST`.
+    groups : sequence of str
+        All groups of the study, whose colours and shapes are those of the other charts.
+    """
+    names = list(dict.fromkeys(rows["label"]))
+    ratios = {column: 1 + rows[column] / 100 for column in ("percent_change", "ci_low", "ci_high")}
+    edge = max(2.1, min(16.0, max(float(max(v, 1 / max(v, 1e-9))) for c in ratios.values() for v in c if v == v)))
+    edge *= 1.08
+    titles: dict[str, str] = {}
+    with _drawing(chart_id):
+        height = (len(rows) + len(names)) * 0.24 + 0.5
+        figure = _figure(height)
+        left, wide = 4.5, WIDTH_IN - 4.5 - 0.2
+        axes = figure.add_axes((left / WIDTH_IN, 0.34 / height, wide / WIDTH_IN, 1 - 0.42 / height))
+        axes.set_xscale("log")
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(INK)
+        axes.set_xlim(1 / edge, edge)
+        marks = [percent for percent in FOREST_TICKS if 1 / edge < 1 + percent / 100 < edge]
+        axes.set_xticks(
+            [1 + percent / 100 for percent in marks], [f"{percent:+d} %" if percent else "0" for percent in marks]
+        )
+        axes.set_xticks([], minor=True)
+        axes.set_yticks([])
+        axes.tick_params(colors=INK, labelsize=8, width=0.7, length=3)
+        axes.grid(axis="x", color=GRID, linewidth=0.5, alpha=0.4)
+        axes.axvline(1, color=INK, linewidth=0.9)
+        beside, y = axes.get_yaxis_transform(), 0.0
+        for name in names:
+            axes.text(
+                -left / wide + 0.02, y, name, transform=beside, color=INK, fontsize=8.5, va="center", weight="bold"
+            )
+            for index in rows.index[rows["label"] == name]:
+                y += 1
+                group = str(rows["group"][index])
+                number = groups.index(group) if group in groups else 0
+                value, low, high = (ratios[column][index] for column in ("percent_change", "ci_low", "ci_high"))
+                inside = min(max(value, 1.02 / edge), edge / 1.02)
+                colour = GROUP_COLOURS[number % len(GROUP_COLOURS)]
+                if not math.isnan(low):
+                    axes.plot([max(low, 1 / edge), min(high, edge)], [y, y], color=INK, linewidth=1.1)
+                    for end, shape, beyond in ((1 / edge, "<", low < 1 / edge), (edge, ">", high > edge)):
+                        if beyond:  # the interval goes on
+                            axes.plot([end], [y], marker=shape, markersize=4, color=INK, clip_on=False)
+                gid = f"effect-{index}"
+                titles[gid] = f"{group}, {name}: {100 * (value - 1):+.3g} %"
+                shape = GROUP_SHAPES[number % len(GROUP_SHAPES)]
+                axes.plot(
+                    [inside], [y], marker=shape, markersize=6, color=colour, mec=INK, mew=0.5, clip_on=False, gid=gid
+                )
+                axes.text(-0.02, y, shown(group), transform=beside, color=INK, fontsize=8.5, va="center", ha="right")
+            y += 1
+        axes.set_ylim(y - 0.4, -0.6)
+        return _inline(figure, chart_id, label, titles)
 
 
 def shown(name: str) -> str:

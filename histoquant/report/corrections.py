@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from histoquant.model.tables import records
 from histoquant.report.markup import Html, bullets, change, folded, paragraph, plural, table
-from histoquant.report.run import Reviewed, Run, records
+from histoquant.report.run import Reviewed, Run
 
 if TYPE_CHECKING:
     import pandas as pd

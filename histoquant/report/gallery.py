@@ -10,8 +10,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from histoquant.model.panel import called_markers
+from histoquant.model.tables import records
 from histoquant.report.markup import Html, html, number, plural
-from histoquant.report.run import REST, Run, records
+from histoquant.report.run import REST, Run
 
 THUMBNAIL_PX = (420, 560)
 """Largest width and height of a picture in the page."""

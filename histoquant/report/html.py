@@ -11,9 +11,10 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from histoquant.model.panel import called_markers
-from histoquant.model.tables import ANIMALS, GROUPS, REGIONS
+from histoquant.model.tables import ANIMALS, GROUPS, REGIONS, records
 from histoquant.report.charts import curve_chart, dots_chart
 from histoquant.report.corrections import corrections, corrections_sentence
+from histoquant.report.effects import arrive, effects, left_out
 from histoquant.report.gallery import gallery
 from histoquant.report.markup import (
     Html,
@@ -31,7 +32,7 @@ from histoquant.report.markup import (
     table,
 )
 from histoquant.report.methods import channel_name, methods_text, span
-from histoquant.report.run import REST, Run, read_run, records, threshold_curve
+from histoquant.report.run import REST, Run, read_run, threshold_curve
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,16 +40,19 @@ if TYPE_CHECKING:
 MAX_ROWS = 3000
 """Longer tables are cut in the page, which says so; the CSV file has all rows."""
 
-ENDPOINTS = {"density_per_mm2": "positive cells per mm²", "fraction_positive": "fraction of cells that are positive"}
+ENDPOINTS = {"density_per_mm2": "positive profiles per mm²", "fraction_positive": "fraction of cells that are positive"}
 
 SECTIONS = {
     "asked": "What was asked",
     "results": "Results",
+    "effects": "Effects and tests",
     "review": "Corrections by hand",
     "sensitivity": "Sensitivity to the threshold",
     "slides": "Slides",
+    "left_out": "Left out",
     "tables": "Tables",
     "methods": "Methods",
+    "arrive": "ARRIVE 2.0",
     "provenance": "Provenance",
 }
 
@@ -70,11 +74,14 @@ def render_report(root: Path) -> str:
         _warnings(run),
         _section("asked", _asked(run)),
         _section("results", _results(run)),
+        _section("effects", effects(run)),
         _section("review", corrections(run)),
         _section("sensitivity", _sensitivity(run)),
         _section("slides", gallery(run)),
+        _section("left_out", left_out(run)),
         _section("tables", _tables(run)),
         _section("methods", _methods(run)),
+        _section("arrive", arrive(run)),
         _section("provenance", _provenance(run)),
     ]
     page = Template((files("histoquant.report") / "templates" / "page.html").read_text(encoding="utf-8"))
@@ -287,7 +294,7 @@ def _results(run: Run) -> str:
         groups, animals = _shown(run.groups, marker), _shown(run.animals, marker)
         # Of a counterstain every nucleus is "positive": its fraction says nothing.
         plain = not called
-        endpoints = {"density_per_mm2": "nuclei per mm²"} if plain else ENDPOINTS
+        endpoints = {"density_per_mm2": "nuclear profiles per mm²"} if plain else ENDPOINTS
         parts.append(f"<h3>{html(marker)}{' (all nuclei)' if plain else ''}</h3>\n")
         if groups.empty:
             parts.append(paragraph("There is no counted region: see the groups table for the whole slide."))
@@ -307,8 +314,8 @@ def _results(run: Run) -> str:
     parts.append(
         paragraph(
             "The animal is the unit: each animal gives one value per region, from the sums over its sections, and n is "
-            f"the number of animals. No test of significance is made here; the change against {run.reference_group} is "
-            "descriptive."
+            f"the number of animals. The change against {run.reference_group} is descriptive here; its interval and "
+            "its test are under effects."
         )
     )
     return "".join(parts)
@@ -356,9 +363,9 @@ def _bracket(percent: float) -> str:
 
 
 def _tables(run: Run) -> str:
-    links = ", ".join(
-        f'<a href="tables/{name}.csv">{name}.csv</a>' for name in ("regions", "animals", "groups", "sensitivity")
-    )
+    made = [name for name, frame in run.inferred.tables.items() if len(frame)]
+    names = ["regions", "animals", "groups", "sensitivity", *made]
+    links = ", ".join(f'<a href="tables/{name}.csv">{name}.csv</a>' for name in names)
     parts: list[str] = [f"<p>All numbers in full: {links}.</p>\n"]
     for name, frame, schema, n_heads in (("animals", run.animals, ANIMALS, 2), ("regions", run.regions, REGIONS, 2)):
         cut = (
@@ -366,10 +373,8 @@ def _tables(run: Run) -> str:
             if len(frame) > MAX_ROWS
             else ""
         )
-        caption = {"animals": "Animals: ratios of sums over sections.", "regions": "Regions of every slide."}[
-            name
-        ] + cut
-        shown = frame_table(caption, frame.head(MAX_ROWS), list(schema), n_heads=n_heads)
+        about = {"animals": "Animals: ratios of sums over sections.", "regions": "Regions of every slide."}[name]
+        shown = frame_table(about + cut, frame.head(MAX_ROWS), list(schema), n_heads=n_heads)
         parts.append(folded(f"{name.capitalize()} table ({plural(len(frame), 'row')})", shown))
     return "".join(parts)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from histoquant.model.tables import FAILURES, INFARCT, INFARCT_GROUPS, INFARCT_SLICES
+from histoquant.model.tables import FAILURES, INFARCT, INFARCT_GROUPS, INFARCT_SLICES, records
 from histoquant.report.charts import dots_chart
 from histoquant.report.gallery import THUMBNAIL_PX, picture_of
 from histoquant.report.markup import Html, box, bullets, folded, frame_table, html, paragraph
-from histoquant.report.run import read_table, records
+from histoquant.report.run import read_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,9 +22,49 @@ def methods_text(run: Run) -> str:
         "The animal was the experimental unit: its density is the sum of positive cells over the sum of areas of its "
         "sections, its fraction the sum of positive over the sum of all cells; groups are given as mean ± SD of their "
         "animals.",
-        "Counts are of profiles in the section area; no stereological correction was made.",
+        _sampling(run),
+        _statistics(run),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _sampling(run: Run) -> str:
+    """Return how totals were made from counts in sections."""
+    start = "Counts are of profiles in the section area"
+    told = run.inferred.settings.get("stereology")
+    if not told:
+        return f"{start}; no stereological correction was made."
+    every, half = told["section_interval"], told["hemispheres"] == 1
+    sentence = (
+        f"{start}. Totals are profiles × {every}{' × 2' if half else ''} (1 in {every} sections of "
+        f"{'one hemisphere' if half else 'both hemispheres'} counted), with the coefficient of error of Gundersen "
+        f"(m = {told['smoothness']})"
+    )
+    if told.get("section_thickness_um"):
+        height = told["object_height_um"]
+        heights = listed([f"{exact(h)} µm ({name})" for name, h in height.items()]) if isinstance(height, dict) else ""
+        return (
+            f"{sentence}, corrected by Abercrombie's formula for sections of {exact(told['section_thickness_um'])} µm "
+            f"as cut and objects of {heights or f'{exact(height)} µm'}."
+        )
+    return f"{sentence}; profiles in neighbouring sections were not corrected for."
+
+
+def _statistics(run: Run) -> str:
+    """Return what was tested how; empty when nothing was."""
+    table = run.inferred.tables["statistics"]
+    tested = table[table["test"] != ""]
+    if tested.empty:
+        return ""
+    tests = listed(list(dict.fromkeys(tested["test"])))
+    adjusted = "; ".join(dict.fromkeys(tested.loc[tested["adjustment"] != "", "adjustment"]))
+    alpha = run.inferred.settings.get("statistics", {}).get("alpha", run.recipe.statistics.alpha)
+    return (
+        f"Effects are the change of the group mean in percent, with the {exact(100 * (1 - alpha))} % interval of the "
+        "log ratio, and Hedges' g. Groups were compared with "
+        f"{run.inferred.settings.get('reference_group', run.reference_group)} by: {tests}. p was adjusted by family: "
+        f"{adjusted}."
+    )
 
 
 def _material(run: Run) -> str:

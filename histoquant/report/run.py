@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histoquant.analysis.counting import count_animals, count_groups
+from histoquant.analysis.counting import count_groups
+from histoquant.analysis.endpoints import animals_at_factors
 from histoquant.errors import InputError
 from histoquant.model.recipe import Recipe, build_recipe
 from histoquant.model.region_set import MASKED, OUTSIDE
 from histoquant.model.tables import (
     ANIMALS,
     CORRECTED,
+    CORRELATIONS,
     DISAGREEMENTS,
+    ESTIMATES,
+    EXCLUSIONS,
     FAILURES,
     GROUPS,
+    NEXT_STUDY,
     REGIONS,
     SENSITIVITY,
+    STATISTICS,
+    STEREOLOGY,
     UNMATCHED,
     Schema,
+    empty,
     shaped,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = ["FINISHED", "RERUN", "REST", "Run", "read_run", "read_table", "threshold_curve"]
 
 FINISHED = ("done", "failed")
 """States of `run.json` in which the tables belong to the run it describes; ``failed`` means that some slides did."""
@@ -38,6 +49,25 @@ RERUN = "Run the same command again; it goes on where it stopped."
 
 _STATE_KEYS = ("state", "recipe", "slides")
 _PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "segmenter", "thresholds", "notes", "warnings")
+
+
+INFERRED: dict[str, Schema] = {
+    "statistics": STATISTICS,
+    "estimates": ESTIMATES,
+    "next_study": NEXT_STUDY,
+    "exclusions": EXCLUSIONS,
+    "stereology": STEREOLOGY,
+    "correlations": CORRELATIONS,
+}
+"""Tables made from those of a finished run; the last two where they were asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inferred:
+    """Comparisons of a run: `INFERRED` by name, and what ``statistics.json`` says they were made with."""
+
+    tables: dict[str, pd.DataFrame]
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +115,23 @@ class Run:
     sensitivity: pd.DataFrame
     provenance: dict[str, dict[str, Any]]
     reviewed: Reviewed | None = None
+
+    @cached_property
+    def inferred(self) -> Inferred:
+        """What `stats` made of the run; empty tables when it did not.
+
+        Raises
+        ------
+        InputError
+            If a file of it is damaged.
+        """
+        path = self.root / "statistics.json"
+        files = {name: self.root / "tables" / f"{name}.csv" for name in INFERRED}
+        tables = {
+            name: read_table(files[name], schema) if files[name].is_file() else empty(schema)
+            for name, schema in INFERRED.items()
+        }
+        return Inferred(tables, _json(path, ("statistics", "reference_group")) if path.is_file() else {})
 
     @property
     def counted(self) -> pd.DataFrame:
@@ -157,19 +204,11 @@ def threshold_curve(run: Run) -> pd.DataFrame:
     """
     import pandas as pd
 
-    keys = ["slide_id", "region", "marker"]
-    ground = run.counted[[*keys, "area_mm2", "area_positive_mm2", "flags"]]
-    sections = run.sensitivity.merge(ground, on=keys)
     parts = [
-        count_groups(count_animals(part), reference_group=run.reference_group).assign(factor=factor)
-        for factor, part in sections.groupby("factor")
+        count_groups(animals, reference_group=run.reference_group).assign(factor=factor)
+        for factor, animals in animals_at_factors(run.sensitivity, run.counted).items()
     ]
     return pd.concat(parts, ignore_index=True) if parts else run.groups.iloc[:0].assign(factor=1.0)
-
-
-def records(frame: pd.DataFrame) -> Iterator[Any]:
-    """Yield the rows of a table, each with its columns as attributes."""
-    return frame.itertuples(index=False)
 
 
 def _json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
