@@ -140,9 +140,10 @@ def _flags(rows: pd.DataFrame) -> str:
             about.setdefault(flag, []).append(f"{name}: {row.comparison}" if row.comparison else name)
     if not about:
         return ""
-    found = [
-        Html(f'⚠ {html(flag)} <span class="soft">({html("; ".join(names))})</span>') for flag, names in about.items()
-    ]
+    found = []
+    for flag, names in about.items():
+        where = "every comparison" if len(names) == len(rows) > 1 else "; ".join(names)
+        found.append(Html(f'⚠ {html(flag)} <span class="soft">({html(where)})</span>'))
     return bullets(found)
 
 
