@@ -98,8 +98,8 @@ def analyse(
             rows.append(about | _row(np.empty(0), _array(base), Comparison("", flags=(alone,)), settings))
         for name in others:
             told = compared[name]
-            missing = () if len(whole) else ("not in the tables of this run",)
-            flags = (*told.flags, *missing, *_of_animals(whole, (name, reference)))
+            remarks = told.flags if len(whole) else ("not in the tables of this run",)
+            flags = (*remarks, *_of_animals(whole, (name, reference)))
             row = _row(_array(by_group[name]), _array(base), replace(told, flags=flags), settings)
             row["comparison"] = f"{name} vs {reference}"
             dependent = _threshold_dependent(endpoint, name, reference, settings, curve or {})

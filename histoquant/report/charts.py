@@ -28,7 +28,9 @@ MAX_NAME = 30
 MAX_FOREST = 120
 """Comparisons in one chart of effects; a page with more has them in its table only."""
 FOREST_TICKS = (-90, -75, -50, -25, 0, 33, 100, 300, 900)
-"""Percent; on a scale of ratios these lie evenly."""
+"""Percent; on a scale of ratios each has its mirror."""
+WIDE_FOREST = 5.0
+"""Beyond this ratio the ticks next to 0 would run into each other."""
 WIDTH_IN = 9.6
 LABELS_IN = 2.35
 ROW_IN = 0.29
@@ -220,6 +222,8 @@ def forest_chart(rows: pd.DataFrame, groups: Sequence[str], *, chart_id: str, la
         axes.spines["bottom"].set_color(INK)
         axes.set_xlim(1 / edge, edge)
         marks = [percent for percent in FOREST_TICKS if 1 / edge < 1 + percent / 100 < edge]
+        if edge > WIDE_FOREST:
+            marks = [percent for percent in marks if percent not in (-25, 33)]
         axes.set_xticks(
             [1 + percent / 100 for percent in marks], [f"{percent:+d} %" if percent else "0" for percent in marks]
         )

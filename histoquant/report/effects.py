@@ -11,6 +11,7 @@ from histoquant.model.tables import records
 from histoquant.report.charts import MAX_FOREST, forest_chart
 from histoquant.report.markup import (
     Html,
+    bullets,
     change,
     exact,
     folded,
@@ -109,7 +110,7 @@ def _of_family(run: Run, family: str, rows: pd.DataFrame, chart_id: str, level: 
     once = len(adjustments) == 1
     caption = f"{family.capitalize()} endpoints" + (f"; p adjusted by {adjustments[0]}" if once else "")
     headings = ["Endpoint", "Region", "Comparison", "n", "Means", f"Change [{level} % CI]", f"g [{level} % CI]"]
-    headings += ["Test", "Statistic", "df", "p", "p adjusted", "Adjustment", "Flags"]
+    headings += ["Test", "Statistic", "df", "p", "p adjusted", "Adjustment"]
     cells = [
         (
             endpoint_label(row.endpoint),
@@ -125,11 +126,26 @@ def _of_family(run: Run, family: str, rows: pd.DataFrame, chart_id: str, level: 
             _p(row.p),
             _p(row.p_adjusted),
             "" if once else row.adjustment,
-            row.flags,
         )
         for row in records(rows)
     ]
-    return "".join(parts) + table(caption, headings, cells, n_heads=3)
+    return "".join(parts) + table(caption, headings, cells, n_heads=3) + _flags(rows)
+
+
+def _flags(rows: pd.DataFrame) -> str:
+    """Return every flag once, with the comparisons it is about: in a column of its own it would be one word wide."""
+    about: dict[str, list[str]] = {}
+    for row in records(rows):
+        for flag in filter(None, row.flags.split("; ")):
+            name = f"{endpoint_label(row.endpoint)} in {row.region}"
+            about.setdefault(flag, []).append(f"{name}: {row.comparison}" if row.comparison else name)
+    if not about:
+        return ""
+    found = []
+    for flag, names in about.items():
+        where = "every comparison" if len(names) == len(rows) > 1 else "; ".join(names)
+        found.append(Html(f'⚠ {html(flag)} <span class="soft">({html(where)})</span>'))
+    return bullets(found)
 
 
 def _group(comparison: str, run: Run) -> str:
