@@ -11,11 +11,10 @@ VOXELS = [(1.0, 0.12, 0.12), (0.3, 0.065, 0.065), (0.5, 0.1, 0.1)]
 
 
 def chain(direction, voxel, length_um=40.0):
-    """Voxels that a straight line passes, as a tracer would list them."""
-    fine = np.linspace(0, length_um, 20_000)[:, None] * direction + np.array([7.3, 5.13, 3.71]) * voxel
-    voxels = np.round(fine / voxel)
-    keep = np.concatenate([[True], np.abs(np.diff(voxels, axis=0)).max(axis=1) > 0])
-    return voxels[keep] * voxel
+    """Voxels of a thin straight line, one step along its longest axis each, as a skeleton has them."""
+    moved = length_um * direction / voxel
+    line = np.linspace(0, 1, int(np.abs(moved).max()) + 1)[:, None] * moved + (7.3, 5.13, 5.13)
+    return np.round(line) * voxel
 
 
 def direction(plane_deg, z_deg):

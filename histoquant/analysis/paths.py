@@ -160,7 +160,7 @@ def foot_of(points: Points, path: Points) -> Foot:
 
 
 def _roots(paths: Sequence[Points], centre: Points, radius: float) -> list[tuple[Points, Points, Points]]:
-    """Return, per path, where its steps enter and leave a sphere, as shares of the step clipped to [0, 1], and steps."""
+    """Return, per path, where its steps enter and leave a sphere, as shares clipped to [0, 1], and their lengths."""
     found = []
     for path in paths:
         start, step = np.asarray(path[:-1]) - centre, np.diff(path, axis=0)
