@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import solveh_banded
 
 from histoquant.errors import InputError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Points = NDArray[np.float64]
+Points: TypeAlias = NDArray[np.float64]
+"""(n, 3): z, y, x in um; where a docstring says so (n,) or a mesh of points."""
 
 STIFFEST = 1e7
 """Most weight of bending against distance: points in a line are given back as they are, to 1e-6 of a voxel."""
@@ -93,18 +92,18 @@ def smooth_path(chain: Points, voxel_um: Sequence[float], *, spread_voxels: floa
 def stiffest(values: Points, rms: float) -> Points:
     """Return the stiffest curve within a root mean square distance of evenly spaced values, (n,)."""
     low, high = -4.0, float(np.log10(STIFFEST))
-    fitted = _bent(values, 10**high)
+    fitted = bent(values, 10**high)
     if np.sqrt(np.mean((fitted - values) ** 2)) <= rms:
         return fitted
     for _ in range(30):
         middle = (low + high) / 2
-        fitted = _bent(values, 10**middle)
+        fitted = bent(values, 10**middle)
         low, high = (middle, high) if np.sqrt(np.mean((fitted - values) ** 2)) <= rms else (low, middle)
-    return _bent(values, 10**low)
+    return bent(values, 10**low)
 
 
-def _bent(values: Points, weight: float) -> Points:
-    """Return the minimum of |x - values|^2 + weight |second differences of x|^2."""
+def bent(values: Points, weight: float) -> Points:
+    """Return the minimum x of |x - values|^2 + weight |second differences of x|^2, (n,)."""
     n = len(values)
     bands = np.zeros((3, n))
     bands[2] = 1.0
@@ -120,6 +119,28 @@ def tangents(path: Points) -> Points:
     """Return the unit direction of a path at each of its points, (n, 3)."""
     direction = np.gradient(np.asarray(path, dtype=np.float64), axis=0)
     return np.asarray(direction / np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-12))
+
+
+def frames(path: Points) -> tuple[Points, Points]:
+    """Return two unit vectors across a path at each point: one in the image plane, one as near to z as can be.
+
+    Where a path runs along z, its sideways direction goes on as it was.
+    """
+    along = tangents(path)
+    side = np.stack([np.zeros(len(along)), along[:, 2], -along[:, 1]], axis=1)
+    size = np.linalg.norm(side, axis=1)
+    steep = size < 0.2
+    if steep.all():
+        side[:] = (0.0, 1.0, 0.0)
+    elif steep.any():
+        known = np.flatnonzero(~steep)
+        nearest = known[np.abs(np.arange(len(side))[:, None] - known[None]).argmin(axis=1)]
+        side[steep] = side[nearest[steep]]
+    side -= (side * along).sum(axis=1, keepdims=True) * along
+    side /= np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12)
+    up = np.cross(along, side)
+    up *= np.where(up[:, :1] < 0, -1.0, 1.0)
+    return side, up
 
 
 @dataclass(frozen=True)

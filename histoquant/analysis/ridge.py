@@ -1,0 +1,173 @@
+"""A path laid on the ridge of its dendrite, the shaft's radius, and the neighbourhood of a path drawn straight.
+
+Coordinates are um, (z, y, x); the centre of the first voxel is at 0, so that um = index x voxel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from histoquant.analysis.paths import Points, bent, frames, resampled
+
+STEP_UM = 0.25
+"""Spacing of points while a path is laid on its ridge."""
+
+SHORTEST_BEND_UM = 6.0
+"""Wavelength that a path on its ridge follows by half: the shaft bends so, spines on it do not pull it aside."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Light that dendrites give off.
+
+    Attributes
+    ----------
+    light : (z, y, x) float32
+        0 is the level of the background, structures are bright; any unit.
+    voxel_um : (3,) float
+        Depth, height and width of a voxel.
+    """
+
+    light: NDArray[np.float32]
+    voxel_um: tuple[float, float, float]
+
+    @property
+    def flat(self) -> bool:
+        """Whether it has one plane only, so that nothing is known of z."""
+        return self.light.shape[0] == 1
+
+    def at(self, points_um: Points, *, beyond: float = 0.0) -> NDArray[np.float32]:
+        """Return the light at points, linear between voxels, of the shape of the points without their last axis."""
+        index = np.moveaxis(np.asarray(points_um) / self.voxel_um, -1, 0)
+        if self.flat:
+            index = np.stack([np.zeros_like(index[0]), *index[1:]])
+        sampled: NDArray[np.float32] = ndimage.map_coordinates(
+            self.light, index, order=1, mode="constant", cval=beyond, output=np.float32
+        )
+        return sampled
+
+    def around(self, points_um: Points, margin_um: float) -> tuple[Stack, Points]:
+        """Return the box that holds points with a margin, and its corner in um."""
+        corner, cut = [], []
+        for low, high, voxel, n in zip(
+            points_um.min(axis=0), points_um.max(axis=0), self.voxel_um, self.light.shape, strict=True
+        ):
+            first = int(np.clip(np.floor((low - margin_um) / voxel), 0, n - 1))
+            last = int(np.clip(np.ceil((high + margin_um) / voxel), first, n - 1))
+            corner.append(first * voxel)
+            cut.append(slice(first, last + 1))
+        return Stack(self.light[tuple(cut)], self.voxel_um), np.array(corner)
+
+    def blurred(self, sigma_um: float) -> Stack:
+        """Return the stack smoothed by a Gaussian of the same width in um on every axis."""
+        sigma = [0.0 if n == 1 else sigma_um / v for n, v in zip(self.light.shape, self.voxel_um, strict=True)]
+        return Stack(ndimage.gaussian_filter(self.light, sigma, mode="nearest", truncate=3.0), self.voxel_um)
+
+
+def on_ridge(stack: Stack, path: Points, *, reach_um: float, sweeps: int = 4) -> Points:
+    """Return a path moved onto the ridge of light beside it.
+
+    Each point goes to the centre of the light across the path, weighed by distance, and the whole is made as stiff as
+    that leaves it: a spine pulls a few points, the shaft all of them.
+
+    Parameters
+    ----------
+    path : (n, 3) float, um
+    reach_um : float
+        How far off the ridge the path may lie, about.
+    """
+    box, corner = stack.around(path, 3 * reach_um)
+    seen = box.blurred(0.5 * max(reach_um / 2, stack.voxel_um[1]))
+    moved = path - corner
+    offsets = np.arange(-2 * reach_um, 2 * reach_um + 1e-9, min(0.15, reach_um / 3))
+    deep = np.zeros(1) if stack.flat else offsets
+    near = np.exp(-0.5 * (offsets[:, None] ** 2 + deep[None] ** 2) / reach_um**2)
+    # Whittaker's fit halves a wavelength of 2 pi weight^(1/4) steps. Coarse planes tell z less surely.
+    bends = np.array([max(SHORTEST_BEND_UM, 10 * stack.voxel_um[0]), SHORTEST_BEND_UM, SHORTEST_BEND_UM])
+    weights = (bends / (2 * np.pi * STEP_UM)) ** 4
+    for _ in range(sweeps):
+        moved = resampled(moved, STEP_UM)
+        if len(moved) < 4:
+            break
+        side, up = frames(moved)
+        grid = (
+            moved[:, None, None] + offsets[None, :, None, None] * side[:, None, None] + deep[None, None, :, None] * up[:, None, None]
+        )
+        light = seen.at(grid)
+        low = np.percentile(light, 20, axis=(1, 2), keepdims=True)
+        weight = np.maximum(light - low, 0.0) ** 2 * near
+        total = np.maximum(weight.sum(axis=(1, 2)), 1e-12)
+        aside = (weight * offsets[:, None]).sum(axis=(1, 2)) / total
+        above = (weight * deep[None]).sum(axis=(1, 2)) / total
+        moved = moved + aside[:, None] * side + above[:, None] * up
+        moved = np.stack([bent(axis, weight) for axis, weight in zip(moved.T, weights, strict=True)], axis=1)
+    return np.asarray(moved + corner)
+
+
+@dataclass(frozen=True, eq=False)
+class Straight:
+    """The neighbourhood of a path, drawn straight.
+
+    Attributes
+    ----------
+    light : (s, u, w) float32
+        Along the path, to its side in the image plane, and up (w is one plane of an image without depth).
+    path : (s, 3) float, um
+        The path's points.
+    side, up : (s, 3) float
+        Unit vectors of u and w.
+    step_um : (3,) float
+        Spacing along s, u and w.
+    """
+
+    light: NDArray[np.float32]
+    path: Points
+    side: Points
+    up: Points
+    step_um: tuple[float, float, float]
+
+    @property
+    def u_um(self) -> Points:
+        """Distance of each column from the path, (u,)."""
+        return (np.arange(self.light.shape[1]) - self.light.shape[1] // 2) * self.step_um[1]
+
+    @property
+    def w_um(self) -> Points:
+        """Height of each plane above the path, (w,)."""
+        return (np.arange(self.light.shape[2]) - self.light.shape[2] // 2) * self.step_um[2]
+
+    def place(self, s: Points, u: Points, w: Points) -> Points:
+        """Return where voxels (fractions allowed) of the straight picture lie in the stack, (n, 3) um."""
+        numbers = np.arange(len(self.path))
+
+        def there(of: Points) -> Points:
+            return np.stack([np.interp(s, numbers, axis) for axis in of.T], axis=1)
+
+        u_um = (u - self.light.shape[1] // 2) * self.step_um[1]
+        w_um = (w - self.light.shape[2] // 2) * self.step_um[2]
+        return np.asarray(there(self.path) + u_um[:, None] * there(self.side) + w_um[:, None] * there(self.up))
+
+
+def straighten(stack: Stack, path: Points, *, reach_um: float, deep_um: float) -> Straight:
+    """Draw the neighbourhood of a path straight.
+
+    Parameters
+    ----------
+    reach_um, deep_um : float
+        How far to go to the sides, and up and down.
+    """
+    fine = float(np.clip(stack.voxel_um[1], 0.06, 0.2))
+    line = resampled(path, fine)
+    # Neighbouring points of a stiff path may still turn by more than a reach allows; frames are taken from it smoothed.
+    smoothed = ndimage.gaussian_filter1d(line, 0.5 / fine, axis=0, mode="nearest") if len(line) > 4 else line
+    side, up = frames(smoothed)
+    n_u = int(round(reach_um / fine))
+    step_w = float(np.clip(stack.voxel_um[0] / 2, fine, 0.5))
+    n_w = 0 if stack.flat else int(round(deep_um / step_w))
+    u, w = np.arange(-n_u, n_u + 1) * fine, np.arange(-n_w, n_w + 1) * step_w
+    grid = line[:, None, None] + u[None, :, None, None] * side[:, None, None] + w[None, None, :, None] * up[:, None, None]
+    step = float(np.linalg.norm(line[1] - line[0])) if len(line) > 1 else fine
+    return Straight(stack.at(grid), line, side, up, (step, fine, step_w))
