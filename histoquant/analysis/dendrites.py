@@ -126,13 +126,13 @@ def trace(stack: Stack, how: Tracing) -> list[Branch]:
 
 def _tubes(answer: NDArray[np.float32], contrast: float, voxel_um: Sequence[float]) -> NDArray[np.bool_]:
     """Return what answers as a tube: above a low threshold, connected to something surer, and not beside a better."""
-    some = answer[answer > 0]
-    if not some.size:
+    every = answer.ravel()[:: max(1, answer.size // 4_000_000)]
+    if not every.any():
         return np.zeros(answer.shape, dtype=bool)
-    every = some[:: max(1, some.size // 2_000_000)]
-    # Most of what answers at all is noise; its median is that of a half-normal distribution, about.
-    noise = float(np.median(every)) / 0.6745
-    low = max(contrast * noise, LEAST_OF_BRIGHTEST * float(np.percentile(every, 99.9)))
+    # Of noise alone, two voxels in five answer at all, and the 80th percentile is 0.73 of their robust deviation
+    # (measured on stacks of dendrites); a ground of zeros has none.
+    noise = float(np.percentile(every, 80)) / 0.73
+    low = max(contrast * noise, LEAST_OF_BRIGHTEST * float(np.percentile(every[every > 0], 99.9)))
     size = [1 if n == 1 else 2 * round(BESIDE_UM / v) + 1 for n, v in zip(answer.shape, voxel_um, strict=True)]
     mask = answer > BESIDE_SHARE * ndimage.maximum_filter(answer, size=size)
     mask &= answer > low
@@ -179,9 +179,7 @@ def _centre_lines(
     return voxels, np.concatenate(pairs) if pairs else np.empty((0, 2), dtype=np.intp)
 
 
-def _neighbours(
-    mask: NDArray[np.bool_], voxels: NDArray[np.intp], points: Points, cost: Points
-) -> sparse.csr_array:
+def _neighbours(mask: NDArray[np.bool_], voxels: NDArray[np.intp], points: Points, cost: Points) -> sparse.csr_array:
     """Return what a step between neighbouring voxels of a mask costs."""
     number = np.full(np.array(mask.shape) + 2, -1, dtype=np.int32)
     number[1:-1, 1:-1, 1:-1][mask] = np.arange(len(voxels))

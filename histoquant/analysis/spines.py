@@ -107,9 +107,7 @@ def scene_of(stack: Stack, path: Points, *, reach_um: float) -> Scene:
         How far from the path spines are looked for.
     """
     extended = _extended(path)
-    box, corner = stack.around(extended, reach_um + 1.0)
-    drawn = straighten(box, extended - corner, reach_um=reach_um, deep_um=reach_um)
-    straight = Straight(drawn.light, drawn.path + corner, drawn.side, drawn.up, drawn.step_um)
+    straight = straighten(stack, extended, reach_um=reach_um, deep_um=reach_um)
     fine, _, deep = straight.step_um
     flat = straight.light.shape[2] == 1
     smooth = ndimage.gaussian_filter(straight.light, (0.1 / fine, 0.1 / fine, 0 if flat else 0.25 / deep))

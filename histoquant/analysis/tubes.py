@@ -28,13 +28,14 @@ def coarse(stack: Stack) -> tuple[Stack, int]:
     """Return a stack in means of k x k pixels of about `COARSE_UM`, and k."""
     k = max(1, int(COARSE_UM / stack.voxel_um[1] + 1e-6))
     if k == 1:
-        return stack, 1
+        return Stack(stack.light.astype(np.float32) - np.float32(stack.ground), stack.voxel_um), 1
     planes, height, width = stack.light.shape
     height, width = height // k * k, width // k * k
     light = np.empty((planes, height // k, width // k), dtype=np.float32)
     for z in range(planes):
         cut = stack.light[z, :height, :width].reshape(height // k, k, width // k, k)
         light[z] = cut.mean(axis=(1, 3), dtype=np.float32)
+    light -= np.float32(stack.ground)
     return Stack(light, (stack.voxel_um[0], stack.voxel_um[1] * k, stack.voxel_um[2] * k)), k
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from histoquant.errors import RecipeError, raise_all
 from histoquant.model.panel import Marker, Panel, called_markers, channel_of, named_stains
 from histoquant.model.region_rule import RegionRule
+from histoquant.model.spine_settings import SpineSettings
 
 RESULT_VERSION = 2
 """Raised whenever the same slide and recipe would give other numbers than before."""
@@ -171,6 +172,7 @@ class Recipe(BaseModel):
     measure: Measure = Field(default_factory=Measure, title="Measurement")
     regions: dict[str, RegionRule] = Field(default_factory=dict, title="Regions", description="By region name.")
     count: Count = Field(default_factory=Count, title="Counting")
+    spines: SpineSettings | None = Field(None, title="Spines", description="Of recipes of dendrites only.")
 
     @field_validator("panel")
     @classmethod
@@ -183,6 +185,10 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
         counterstains = [name for name, marker in self.panel.items() if marker.role == "counterstain"]
+        if self.spines is not None:
+            if [marker.role for marker in self.panel.values()] != ["dendrite"]:
+                raise ValueError("a recipe with [spines] needs a panel of one marker, with role = 'dendrite'")
+            return self
         if len(counterstains) != 1:
             raise ValueError(f"the panel needs exactly one counterstain, it has {len(counterstains)}")
         stains = named_stains(self.panel)
@@ -230,6 +236,8 @@ class Recipe(BaseModel):
         content = self.model_dump(mode="json", by_alias=True)
         content["result_version"] = RESULT_VERSION
         del content["name"]
+        if self.spines is None:  # recipes of nuclei keep the fingerprint they had before there were spines
+            del content["spines"]
         decides = ["result_version", "segment", "tiles", "background", "measure"]
         if named_stains(self.panel):
             decides.append("stains")
@@ -311,6 +319,7 @@ def _known_keys(place: tuple[Any, ...]) -> tuple[str, ...]:
         "measure": Measure,
         "regions": RegionRule,
         "count": Count,
+        "spines": SpineSettings,
     }
     if len(place) == 1:
         return ("schema", "name", *models)

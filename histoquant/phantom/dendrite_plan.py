@@ -37,6 +37,8 @@ class DendritePlan:
         Dendrites rise and fall by up to this angle.
     photons : float
         Detected per pixel from the middle of a shaft.
+    blur : float
+        Point spread, times that of a confocal (or of a bright field with 100x/1.4 oil): two-photon in vivo has 2 to 3.
     """
 
     assay: Modality = "spines"
@@ -50,6 +52,7 @@ class DendritePlan:
     effect: float = 0.4
     tilt_deg: float = 20.0
     photons: float = 150.0
+    blur: float = 1.0
 
     def __post_init__(self) -> None:
         if self.assay not in RECIPES:
@@ -66,6 +69,7 @@ class DendritePlan:
             "effect": -1 <= self.effect <= 2,
             "tilt_deg": 0 <= self.tilt_deg <= 60,
             "photons": 10 <= self.photons <= 5000,
+            "blur": 0.5 <= self.blur <= 4,
         }
         for name, fits in within.items():
             if not fits:

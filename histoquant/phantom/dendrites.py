@@ -193,7 +193,7 @@ def photograph(
     volume = np.zeros(fine_shape, dtype=np.float32)
     np.add.at(volume, tuple(index[inside].T), 1.0)
     volume /= POINTS_PER_UM3 * float(np.prod(voxel)) / finer
-    sigma = np.array(SIGMA_UM[plan.assay]) / (voxel / (finer, 1, 1))
+    sigma = plan.blur * np.array(SIGMA_UM[plan.assay]) / (voxel / (finer, 1, 1))
     light = ndimage.gaussian_filter(volume, sigma, mode="nearest")
     if plan.assay == "spines":
         light = light[::finer]
