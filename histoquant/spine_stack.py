@@ -148,7 +148,9 @@ def _recipe(path: Path | None, *, brightfield: bool) -> Recipe:
     try:
         text = source.read_text("utf-8")
     except OSError as error:
-        raise InputError(f"Recipe '{source}' cannot be read ({error.strerror or error}).", "Correct --recipe.") from error
+        raise InputError(
+            f"Recipe '{source}' cannot be read ({error.strerror or error}).", "Correct --recipe."
+        ) from error
     recipe = parse_recipe(text, source=source.name)
     if recipe.spines is None:
         raise InputError(f"Recipe '{source.name}' has no [spines] section.", "Give a recipe of dendrites.")
@@ -205,7 +207,9 @@ def voxel_of(slide: Slide, stated: Voxel | None) -> Voxel:
     return (slide.z_step_um if slide.z_step_um is not None else pixel, pixel, pixel)
 
 
-def read_stack(slide: Slide, voxel: Voxel, channel: str | int, settings: SpineSettings) -> tuple[Stack, tuple[str, ...]]:
+def read_stack(
+    slide: Slide, voxel: Voxel, channel: str | int, settings: SpineSettings
+) -> tuple[Stack, tuple[str, ...]]:
     """Read the light of a stack's dendrites, and what is to be flagged about the whole.
 
     Raises
@@ -257,7 +261,7 @@ def _white(slide: Slide, indices: Sequence[int]) -> NDArray[np.float64]:
     height, width = slide.shape
     rows = min(ROWS, height)
     pixels = slide.read(Box((height - rows) // 2, (height + rows) // 2, 0, width), channels=tuple(indices))
-    return np.maximum(np.percentile(pixels, 90, axis=(1, 2, 3)), 1.0)
+    return np.asarray(np.maximum(np.percentile(pixels, 90, axis=(1, 2, 3)), 1.0))
 
 
 def _from_person(stack: Stack, traced: Sequence[Branch], file: str) -> list[Branch]:
@@ -285,9 +289,10 @@ def _from_person(stack: Stack, traced: Sequence[Branch], file: str) -> list[Bran
     if outside.mean() > 0.02:
         extent = " x ".join(f"{side:.4g}" for side in size)
         if in_pixels.all():
+            farthest = " / ".join(f"{value:.4g}" for value in every.max(axis=0))
             raise InputError(
-                f"Trace '{file}': it reaches to {' / '.join(f'{v:.4g}' for v in every.max(axis=0))}, beyond the stack of "
-                f"{extent} um, but not beyond its pixels: it looks like pixels, not um.",
+                f"Trace '{file}': it reaches to {farthest}, beyond the stack of {extent} um, "
+                "but not beyond its pixels: it looks like pixels, not um.",
                 "Multiply z, y and x by the size of a voxel.",
             )
         raise InputError(
@@ -348,8 +353,8 @@ def _sholl(branches: Sequence[Branch], dendrites: Any, settings: SpineSettings, 
 def _write_traces(folder: Path, branches: Sequence[Branch], dendrites: Any) -> None:
     radii = np.nan_to_num(dendrites["mean_diameter_um"].to_numpy() / 2, nan=0.3)
     for tree in sorted(set(dendrites["tree"])):
-        numbers = np.flatnonzero(dendrites["tree"] == tree)
-        place = {int(number): k for k, number in enumerate(numbers)}
+        numbers = [int(number) for number in np.flatnonzero(dendrites["tree"] == tree)]
+        place = {number: k for k, number in enumerate(numbers)}
         own = [
             Branch(branches[n].path, place.get(branches[n].parent, -1), branches[n].order, branches[n].forks)
             for n in numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,8 +150,8 @@ def _centre_lines(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the centre lines of all objects: the voxels of the mask, (n, 3), and pairs of them that follow each other.
 
-    From one end of an object the cheapest ways lead to all its voxels, cheap where the answer is best (Sato et al. 2000,
-    TEASAR). The farthest voxel's way is the first line; it covers what lies beside it; so on with what is uncovered.
+    From one end of an object the cheapest ways lead to all its voxels, cheap where the answer is best (Sato et al.
+    2000, TEASAR). The farthest voxel's way is the first line and covers what lies beside it; so on with the rest.
     """
     voxels = np.argwhere(mask)
     if not len(voxels):
@@ -249,7 +250,7 @@ def _without_spurs(points: Points, pairs: NDArray[np.intp], spur_um: float) -> l
             fork = chain[0] if count[chain[0]] > 1 else chain[-1]
             if fork not in seen:
                 seen.add(fork)
-                drop |= {(min(a, b), max(a, b)) for a, b in zip(chain[:-1], chain[1:], strict=True)}
+                drop |= {(min(a, b), max(a, b)) for a, b in pairwise(chain)}
         pairs = np.array([pair for pair in pairs if (min(pair), max(pair)) not in drop]).reshape(-1, 2)
 
 

@@ -256,7 +256,7 @@ def sholl(paths: Sequence[Points], soma_um: Sequence[float], *, step_um: float =
         raise InputError(f"Sholl spheres {step_um:g} um apart do not exist.", "Give a step above 0.")
     centre = np.asarray(soma_um, dtype=np.float64)
     farthest = max((np.linalg.norm(path - centre, axis=1).max() for path in paths if len(path)), default=0.0)
-    radii = step_um * np.arange(1, int(np.ceil(farthest / step_um)) + 1)
+    radii = step_um * np.arange(1, int(np.ceil(farthest / step_um)) + 1, dtype=np.float64)
     crossings, within = [], []
     for radius in radii:
         inside = [np.linalg.norm(path - centre, axis=1) <= radius + 1e-9 for path in paths]

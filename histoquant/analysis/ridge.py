@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -44,7 +45,7 @@ class Stack:
     @property
     def flat(self) -> bool:
         """Whether it has one plane only, so that nothing is known of z."""
-        return self.light.shape[0] == 1
+        return bool(self.light.shape[0] == 1)
 
     def at(self, points_um: Points, *, beyond: float = 0.0) -> NDArray[np.float32]:
         """Return the light at points, linear between voxels, of the shape of the points without their last axis."""
@@ -149,12 +150,12 @@ class Straight:
     @property
     def u_um(self) -> Points:
         """Distance of each column from the path, (u,)."""
-        return (np.arange(self.light.shape[1]) - self.light.shape[1] // 2) * self.step_um[1]
+        return np.asarray((np.arange(self.light.shape[1]) - self.light.shape[1] // 2) * self.step_um[1])
 
     @property
     def w_um(self) -> Points:
         """Height of each plane above the path, (w,)."""
-        return (np.arange(self.light.shape[2]) - self.light.shape[2] // 2) * self.step_um[2]
+        return np.asarray((np.arange(self.light.shape[2]) - self.light.shape[2] // 2) * self.step_um[2])
 
     def place(self, s: Points, u: Points, w: Points) -> Points:
         """Return where voxels (fractions allowed) of the straight picture lie in the stack, (n, 3) um."""
@@ -181,9 +182,9 @@ def straighten(stack: Stack, path: Points, *, reach_um: float, deep_um: float) -
     # Neighbouring points of a stiff path may still turn by more than a reach allows; frames are taken from it smoothed.
     smoothed = ndimage.gaussian_filter1d(line, 0.5 / fine, axis=0, mode="nearest") if len(line) > 4 else line
     side, up = frames(smoothed)
-    n_u = int(round(reach_um / fine))
+    n_u = round(reach_um / fine)
     step_w = float(np.clip(stack.voxel_um[0] / 2, fine, 0.5))
-    n_w = 0 if stack.flat else int(round(deep_um / step_w))
+    n_w = 0 if stack.flat else round(deep_um / step_w)
     u, w = np.arange(-n_u, n_u + 1) * fine, np.arange(-n_w, n_w + 1) * step_w
     light = np.empty((len(line), len(u), len(w)), dtype=np.float32)
     for part in _parts(len(line), fine):

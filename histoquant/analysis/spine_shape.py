@@ -94,11 +94,8 @@ def _shape(scene: Scene, suw: Points, base: Points, spot: Points) -> tuple[Point
     gap = float(np.linalg.norm(spot - base))
     inner = np.arange(width / 2 + 0.1, gap - 0.05, 0.08)
     necks = [_width(profile(-float(d), across, span)) for d in inner]
-    if necks:
-        neck = min(necks)
-    else:
-        # Nothing between: the spine is as wide where it meets the shaft as it is there.
-        neck = min(width, _width(profile(-min(gap, 0.5 * width), across, span)))
+    # With nothing between, the spine is as wide as it is where it meets the shaft.
+    neck = min(necks) if necks else min(width, _width(profile(-min(gap, 0.5 * width), across, span)))
     return head, tip, width, neck, float(own.sum() * fine_s * fine_u)
 
 

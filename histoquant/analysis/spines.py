@@ -1,8 +1,8 @@
 """Spines along a dendrite, found in three dimensions.
 
-The neighbourhood of the path is drawn straight. What is the same along the dendrite is its shaft, with the halo that the
-optics give it: it is taken away as the running median along the path, relative to the shaft's brightness there. What is
-left are spines, and whatever else passes by. Each bright spot of what is left is a candidate, described by numbers
+The neighbourhood of the path is drawn straight. What is the same along the dendrite is its shaft, with the halo that
+the optics give it: it is taken away as the running median along the path, relative to the shaft's brightness there.
+What is left are spines, and whatever else passes by. Each bright spot of that is a candidate, described by numbers
 without a unit of brightness, and scored (`histoquant.analysis.spine_score`).
 """
 
@@ -32,10 +32,13 @@ APART_UM = (0.45, 0.45, 1.2)
 LEAST_ANSWER = 3.5
 """Of a candidate, in robust standard deviations of the answers far from the dendrite."""
 
+NO_DEPTH = 8.0
+"""Smear of an image of one plane."""
+
 FEATURES = (
     "answer_noise", "answer_shaft", "peak_noise", "peak_shaft", "scale", "off_surface", "elevation", "bridge",
     "surround", "beyond_near", "beyond_far", "along_near", "along_far", "halo", "shaft_radius", "depth", "inward",
-    "sharpness", "end",
+    "sharpness", "end", "aside", "mirror", "smear",
 )  # fmt: skip
 """Numbers a candidate is scored by, in this order."""
 
@@ -59,6 +62,9 @@ class Scene:
         Of the shaft, at half its brightness, to the sides.
     noise : float
         Robust standard deviation of ``rest`` far from the dendrite.
+    smear : float
+        Height of the shaft over its width, as it looks: what is over and under it is the harder to see. `NO_DEPTH`
+        where nothing is known of z.
     """
 
     straight: Straight
@@ -69,6 +75,7 @@ class Scene:
     brightness: Points
     radius_um: Points
     noise: float
+    smear: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +130,12 @@ def scene_of(stack: Stack, path: Points, *, reach_um: float) -> Scene:
     middle = rest[:, far]
     noise = float(1.4826 * np.median(np.abs(middle - np.median(middle)))) if middle.size else 0.0
     floor = 0.01 * float(np.median(bright))
+    level = (shaft / np.maximum(bright, 1e-9)[:, None, None]).mean(axis=0)
+    radius = _radius_um(shaft, u, w, bright, straight.step_um)
+    high = 0.5 * float((level[np.abs(u) <= 0.25].mean(axis=0) > 0.5).sum()) * deep
     return Scene(
-        straight, _gone(extended, path), float(along_um(path)[-1]), smooth, rest, bright,
-        _radius_um(shaft, u, w, bright, straight.step_um), max(noise, floor),
+        straight, _gone(extended, path), float(along_um(path)[-1]), smooth, rest, bright, radius, max(noise, floor),
+        NO_DEPTH if flat else min(high / max(float(np.median(radius)), fine), NO_DEPTH),
     )  # fmt: skip
 
 
@@ -165,7 +175,7 @@ def _radius_um(shaft: Points, u: Points, w: Points, bright: Points, step_um: tup
         below = rows < 0.5
         edge = np.where(below.any(axis=1), below.argmax(axis=1), rows.shape[1] - 1)
         radius += 0.5 * edge * step_um[1]
-    return ndimage.median_filter(radius, max(3, round(2.0 / step_um[0])), mode="nearest")
+    return np.asarray(ndimage.median_filter(radius, max(3, round(2.0 / step_um[0])), mode="nearest"))
 
 
 def answers(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
@@ -269,7 +279,8 @@ def _described(scene: Scene, suw: Points, answer_noise: Points, answer: Points, 
         np.log(np.maximum(peak, 1e-9) / bright), scale_um, distance - radius, np.abs(w_um), bridge,
         around.mean(axis=1) / np.maximum(peak, 1e-9), off(0, 0.5), off(0, 1.0),
         np.maximum(off(0.6, 0), off(-0.6, 0)), np.maximum(off(1.2, 0), off(-1.2, 0)), halo, radius, depth,
-        off(0, -0.5), answer / np.maximum(peak, 1e-9), np.clip(ends, -1.5, 1.5),
+        off(0, -0.5), answer / np.maximum(peak, 1e-9), np.clip(ends, -1.5, 1.5), np.abs(u_um) - radius,
+        _look(scene.rest, s, 2 * mid_u - u, w) / np.maximum(peak, 1e-9), np.full(n, scene.smear),
     ], axis=1)  # fmt: skip
     head = straight.place(s, u, w)
     base = straight.place(foot_s, mid_u + out_u * radius / fine_u, mid_w + out_w * radius / deep)

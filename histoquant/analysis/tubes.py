@@ -1,8 +1,8 @@
 """How much a place looks like a bright tube, at radii in um, in voxels of any shape.
 
-The second derivatives of a tube are strongly negative in two directions across it and near zero along it; of a blob, in
-three; of a sheet, in one (Sato et al. 1998, Med Image Anal 2:143). Across a tube the weaker of the two counts: the sheet
-between two planes is no tube.
+The second derivatives of a tube are strongly negative in two directions across it and near zero along it; of a blob,
+in three; of a sheet, in one (Sato et al. 1998, Med Image Anal 2:143). Across a tube the weaker of
+the two counts: the sheet between two planes is no tube.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _tube_answer(stack: Stack, sigma_um: float) -> NDArray[np.float32]:
     sigma = [sigma_um / v for v in stack.voxel_um]
     sigma[0] = 0.0 if stack.flat else max(sigma[0], 0.6)
     smooth = ndimage.gaussian_filter(stack.light, sigma, mode="nearest", truncate=3.0)
-    answer = np.zeros_like(smooth)
+    answer: NDArray[np.float32] = np.zeros_like(smooth)
     _bend_across(smooth, sigma[0], sigma[1], sigma[2], answer)
     return answer
 

@@ -114,7 +114,7 @@ def seamcheck(
 @app.command(epilog="Example:  histoquant phantom sections --assay tunel --animals 3 --seed 1")
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    assay: Annotated[str, typer.Option("--assay", "-a", help="tunel, brdu, dcx or nuclei.")],
+    assay: Annotated[str, typer.Option("--assay", "-a", help="tunel, brdu, dcx, nuclei, spines or golgi.")],
     size_mm: Annotated[
         tuple[float, float] | None, typer.Option("--size-mm", help="Height and width of each section.")
     ] = None,
@@ -122,6 +122,7 @@ def phantom(
     animals: Annotated[int | None, typer.Option("--animals", min=1, help="Animals per group.")] = None,
     density_per_mm2: Annotated[float | None, typer.Option("--density-per-mm2", help="Nuclei per mm2.")] = None,
     diameter_um: Annotated[float | None, typer.Option("--diameter-um", help="Mean nuclear diameter.")] = None,
+    z_step_um: Annotated[float | None, typer.Option("--z-step-um", help="Of spines and golgi.")] = None,
     sections: Annotated[int | None, typer.Option("--sections", min=1, help="Sections per animal.")] = None,
     effect: Annotated[float | None, typer.Option("--effect", help="True relative change, -0.5 = half.")] = None,
     control: Annotated[list[str] | None, typer.Option("--control", help="Staining control, one section each.")] = None,
@@ -130,11 +131,12 @@ def phantom(
 ) -> None:
     """Make a synthetic study whose truth is known."""
     from histoquant.batch import Progress
-    from histoquant.phantom import PhantomPlan, make_phantom
+    from histoquant.phantom import DendritePlan, PhantomPlan, make_dendrites, make_phantom
 
     stated: dict[str, Any] = {
         "size_mm": size_mm,
         "pixel_size_um": pixel_size_um,
+        "z_step_um": z_step_um,
         "animals": animals,
         "density_per_mm2": density_per_mm2,
         "diameter_um": diameter_um,
@@ -142,8 +144,21 @@ def phantom(
         "effect": effect,
         "controls": tuple(control) if control else None,
     }
-    plan = PhantomPlan(assay=assay, seed=seed, **{name: value for name, value in stated.items() if value is not None})
     tell = Printer(quiet, None)
+    given = {name: value for name, value in stated.items() if value is not None}
     with tell.progress("phantom") as show:
-        study = make_phantom(out, plan, progress=lambda part: show(Progress(round(100 * part), 100, f"{part:.0%}")))
+
+        def done(part: float) -> None:
+            show(Progress(round(100 * part), 100, f"{part:.0%}"))
+
+        if assay in ("spines", "golgi"):
+            if size_mm is not None:
+                given["size_um"] = tuple(1000 * side for side in given.pop("size_mm"))
+            if foreign := sorted(set(given) - set(DendritePlan.__dataclass_fields__)):
+                raise InputError(f"The phantom of {assay} has no {', '.join(foreign)}.", "Leave that option out.")
+            study = make_dendrites(out, DendritePlan(assay=assay, seed=seed, **given), progress=done)  # type: ignore[arg-type]
+        else:
+            if z_step_um is not None:
+                raise InputError(f"The phantom of {assay} is one plane.", "Leave --z-step-um out.")
+            study = make_phantom(out, PhantomPlan(assay=assay, seed=seed, **given), progress=done)
     tell(f"histoquant run {study} --recipe {study.with_name('recipe.toml')} --out {out.with_name(out.name + '_run')}")

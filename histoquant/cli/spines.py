@@ -14,7 +14,9 @@ from histoquant.console import Printer
 
 @app.command(epilog="Example:  histoquant spines cell1.tif --out cell1 --pixel-size-um 0.5 0.1 0.1 --trace cell1.swc")
 def spines(
-    stack: Annotated[Path, typer.Argument(help="Stack (z, y, x) or picture of dendrites, of any format histoquant reads.")],
+    stack: Annotated[
+        Path, typer.Argument(help="Stack (z, y, x) or picture of dendrites, of any format histoquant reads.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables, traces and pictures.")],
     pixel_size_um: Annotated[
         tuple[float, float, float] | None,
@@ -26,7 +28,8 @@ def spines(
         typer.Option("--trace", "-t", help="A person's trace: SWC or CSV in um, GeoJSON or ImageJ line in pixels."),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", "-r", help="Recipe with [spines]; spines_confocal, or spines_golgi for RGB.")
+        Path | None,
+        typer.Option("--recipe", "-r", help="Recipe with [spines]; spines_confocal, or spines_golgi for RGB."),
     ] = None,
     quiet: Quiet = False,
     json_: Json = False,

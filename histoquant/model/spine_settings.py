@@ -51,7 +51,7 @@ class SpineSettings(BaseModel):
         gt=0,
         le=2,
         title="Resolution (um)",
-        description="Width at half height of a point in the plane. Necks that look no wider are not compared with heads.",
+        description="Width at half height of a point in the plane. Necks that look no wider are not compared.",
     )
     min_segment_um: float = Field(
         0.0, ge=0, le=1000, title="Shortest segment (um)", description="Shorter segments are listed, but not included."
@@ -69,7 +69,7 @@ class SpineSettings(BaseModel):
     hidden: Literal["none", "area", "radial"] = Field(
         "none",
         title="Hidden spines",
-        description="Also report density corrected for spines over and under the shaft (Golgi). Never for comparisons of "
+        description="Also report density corrected for spines over and under the shaft (Golgi). Never for comparing "
         "the same place.",
     )
     sholl_step_um: float = Field(10.0, gt=0, le=200, title="Sholl step (um)", description="Distance of the spheres.")

@@ -1,8 +1,8 @@
 """Dendrites with spines of known place, size and class, and the stack a microscope makes of them.
 
-Shafts, necks and heads are solids filled with points of label; points fall into voxels and are blurred by the optics, so
-that any size, tilt and overlap comes out with the right amount of light. Sizes are those of science: Sorra & Harris for
-thin and mushroom spines, Risher for filopodia; half of a random azimuth is in the shadow of the shaft.
+Shafts, necks and heads are solids filled with points of label; points fall into voxels and are blurred by the optics,
+so that any size, tilt and overlap comes out with the right amount of light. Sizes are published ones of thin, mushroom
+and stubby spines and of filopodia. Spines stand at any angle round the shaft, so that half of them lie in its shadow.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ POINTS_PER_UM3 = 6000.0
 
 SIGMA_UM = {"spines": (0.30, 0.09, 0.09), "golgi": (0.45, 0.11, 0.11)}
 """Point spread along z, y, x: 63x/1.4 confocal and 100x/1.4 bright field at 520 nm."""
+
+UNEVEN, UNEVEN_UM = 0.12, 0.6
+"""Shafts are no pipes: their radius and their label vary by this share, over about this length."""
 
 SHARES = {"mushroom": 0.3, "stubby": 0.2, "thin": 0.44, "filopodium": 0.06}
 
@@ -149,13 +152,22 @@ def _spread(n: int, total: float, rng: np.random.Generator) -> tuple[Points, Poi
     return position[order], azimuth[order]
 
 
-def _tube(path: Points, radius: float, rng: np.random.Generator) -> Points:
+def _tube(path: Points, radius: float, rng: np.random.Generator, *, uneven: float = 0.0) -> Points:
+    """Return label in a tube; ``uneven`` is the standard deviation of its radius and of its label along it."""
     line = resampled(path, 0.05)
     total = float(along_um(line)[-1])
     n = rng.poisson(POINTS_PER_UM3 * np.pi * radius**2 * total)
     side, up = frames(line)
     at = rng.integers(0, len(line), n)
-    turn, out = rng.uniform(0, 2 * np.pi, n)[:, None], radius * np.sqrt(rng.uniform(0, 1, n))[:, None]
+    wide = np.full(len(line), radius)
+    if uneven:
+        swell, label = ndimage.gaussian_filter1d(
+            rng.normal(size=(2, len(line))), UNEVEN_UM / 0.05, axis=1, mode="nearest"
+        ) * np.sqrt(2 * np.sqrt(np.pi) * UNEVEN_UM / 0.05)
+        wide *= np.clip(1 + uneven * swell, 0.6, 1.6)
+        at = at[rng.uniform(0, 1, n) < np.clip(0.85 + uneven * label[at], 0.3, 1.0)]
+        n = len(at)
+    turn, out = rng.uniform(0, 2 * np.pi, n)[:, None], (wide[at] * np.sqrt(rng.uniform(0, 1, n)))[:, None]
     along = np.gradient(line, axis=0)[at] * rng.uniform(-0.5, 0.5, n)[:, None]
     return np.asarray(line[at] + out * (np.cos(turn) * side[at] + np.sin(turn) * up[at]) + along)
 
@@ -171,7 +183,7 @@ def label_points(dendrites: list[Dendrite], rng: np.random.Generator) -> Points:
     """Return where label sits in dendrites and spines, (n, 3) um."""
     parts = []
     for one in dendrites:
-        parts.append(_tube(one.path, one.radius_um, rng))
+        parts.append(_tube(one.path, one.radius_um, rng, uneven=UNEVEN))
         for base, head, size, neck in zip(one.base, one.head, one.head_um, one.neck_um, strict=True):
             parts.append(_ball(head, size, rng))
             if np.linalg.norm(head - base) > 0.06:
@@ -202,13 +214,13 @@ def photograph(
         grey = GREY_PER_PHOTON * rng.poisson(np.maximum(mean, 0.1)) + rng.normal(
             OFFSET, READ_NOISE * GREY_PER_PHOTON, light.shape
         )
-        return np.clip(np.rint(grey), 0, 65535).astype(np.uint16)
+        return np.asarray(np.clip(np.rint(grey), 0, 65535), dtype=np.uint16)
     haze = ndimage.gaussian_filter(volume, sigma * (5, 5, 5), mode="nearest")
     density = GOLGI_OD * (0.75 * light + 1.2 * haze)[::finer]
     colour = np.array([1.0, 1.06, 1.12])  # brown-black
     mean = WHITE * 10.0 ** (-density[..., None] * colour)
     grey = mean + rng.normal(size=mean.shape) * np.sqrt(mean * WHITE / GOLGI_PHOTONS)
-    return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(grey), 0, 255), dtype=np.uint8)
 
 
 def draw_stack(

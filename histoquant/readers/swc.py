@@ -94,14 +94,12 @@ def read_swc(text: str, file: str) -> tuple[list[Branch], Points | None]:
 
 def _branches(points: dict[int, tuple[int, Points, int]], children: dict[int, list[int]]) -> list[Branch]:
     branches: list[Branch] = []
-    waiting = [(root, None, -1) for root in children.get(-1, [])]
-    visited = 0
+    waiting: list[tuple[int, int | None, int]] = [(root, None, -1) for root in children.get(-1, [])]
     while waiting:
         name, start, parent = waiting.pop(0)
         line = [] if start is None else [points[start][1]]
         at = name
         while True:
-            visited += 1
             line.append(points[at][1])
             after = children.get(at, [])
             if len(after) != 1:

@@ -33,7 +33,7 @@ MOST_STRIPS = 24
 def stretched(picture: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return a picture between 0 and 1, its dim parts lifted; spines are a tenth as bright as shafts."""
     low, high = np.percentile(picture, [5.0, 99.7])
-    return np.sqrt(np.clip((picture - low) / max(high - low, 1e-9), 0, 1)).astype(np.float32)
+    return np.asarray(np.sqrt(np.clip((picture - low) / max(high - low, 1e-9), 0, 1)), dtype=np.float32)
 
 
 def draw_dendrites(
@@ -57,8 +57,8 @@ def draw_dendrites(
     from matplotlib.figure import Figure
 
     height, width = (n * pixel_um for n in projection.shape)
-    inches = np.array([width, height]) / max(width, height) * MOST_INCHES
-    figure = Figure(figsize=tuple(np.maximum(inches, LEAST_INCHES) + (0.2, 0.9)), facecolor=BACKDROP)
+    wide, tall = (max(MOST_INCHES * side / max(width, height), LEAST_INCHES) for side in (width, height))
+    figure = Figure(figsize=(wide + 0.2, tall + 0.9), facecolor=BACKDROP)
     axes = figure.add_axes((0.01, 0.06, 0.98, 0.89))
     half = pixel_um / 2
     axes.imshow(stretched(projection), cmap="gray", extent=(-half, width - half, height - half, -half))
@@ -128,9 +128,7 @@ def _spots(axes: Any, x: Any, y: Any, classes: Any) -> None:
         chosen = classes == name
         if chosen.any():
             label = f"{name or 'class not told'} ({int(chosen.sum())})"
-            axes.scatter(
-                x[chosen], y[chosen], s=34, facecolors="none", edgecolors=colour, linewidths=1.0, label=label
-            )
+            axes.scatter(x[chosen], y[chosen], s=34, facecolors="none", edgecolors=colour, linewidths=1.0, label=label)
 
 
 def _bar(axes: Any, width: float, height: float, origin: float = 0.0) -> None:
@@ -139,6 +137,6 @@ def _bar(axes: Any, width: float, height: float, origin: float = 0.0) -> None:
     y = height * 0.97 if origin == 0 else height * 0.8
     axes.plot([x, x + length], [y, y], color="white", linewidth=3, solid_capstyle="butt")
     axes.annotate(
-        length_label(length), (x + length / 2, y), xytext=(0, 4), textcoords="offset points", color="white", ha="center",
-        fontsize=9,
+        length_label(length), (x + length / 2, y), xytext=(0, 4), textcoords="offset points", color="white",
+        ha="center", fontsize=9,
     )  # fmt: skip
