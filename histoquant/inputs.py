@@ -145,6 +145,11 @@ def read_recipe(path: Path) -> Recipe:
         Every fault of it, together.
     """
     recipe = parse_recipe(_text(path, RecipeError, "recipe", MAX_RECIPE_BYTES), source=path.name)
+    if recipe.spines is not None:
+        raise RecipeError(
+            f"Recipe '{path.name}' is one of spines; this command counts cells.",
+            "Run `histoquant spines STACK --recipe RECIPE --out DIR` on each stack.",
+        )
     segmenter_parameters(recipe.segment)
     segmenter_fingerprint(recipe.segment)  # finds weights that are missing, before any slide is opened
     rules_of(recipe.panel)

@@ -73,7 +73,7 @@ def test_a_gap_is_bridged_and_a_wide_one_is_not():
 def test_a_trace_beside_the_ridge_is_laid_on_it():
     drawn = line(20, 30)
     stack = tube([drawn])
-    beside = paths.resampled(drawn, 0.5) + (0.0, 0.35, -0.25)
+    beside = paths.resampled(drawn, 0.5) + np.array([0.0, 0.35, -0.25])
     (laid,) = dendrites.lay_on_ridge(stack, [dendrites.Branch(beside)])
     before, after = (paths.foot_of(path, drawn).distance_um for path in (beside, laid.path))
     assert before[2:-2].min() > 0.3
@@ -99,6 +99,6 @@ def test_tubularity_does_not_depend_on_strips(monkeypatch):
 
 def test_covered_counts_what_is_near_from_above():
     path = paths.resampled(line(0, 0, 10), 0.1)
-    half = dendrites.Branch(path[:51] + (3.0, 0.4, 0))
+    half = dendrites.Branch(path[:51] + np.array([3.0, 0.4, 0]))
     assert dendrites.covered(path, [half], within_um=0.5) == pytest.approx(0.53, abs=0.03)
     assert dendrites.covered(path, [], within_um=0.5) == 0

@@ -19,7 +19,7 @@ from histoquant.analysis.spines import FEATURES
 from histoquant.errors import FormatError
 
 WEIGHTS = Path(__file__).with_name("spine_score.json")
-WEIGHTS_SHA256 = "ae8a3db534a1e8158fed2c50bf39f6fc7328a2049f8bd5144ce421ac0bcb65a6"
+WEIGHTS_SHA256 = "8b9863fc0ae52a7bee738e27770ee729525b873429a2cf1c139c955d48ae7368"
 
 
 @dataclass(frozen=True, eq=False)

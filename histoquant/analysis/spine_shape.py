@@ -92,7 +92,7 @@ def _shape(scene: Scene, suw: Points, base: Points, spot: Points) -> tuple[Point
     tip = spot + beyond * (way[0] * _along(straight.path, round(s)) + way[1] * straight.side[round(s)])
     # The neck: between the head's near edge and the shaft's surface, where there is anything between.
     gap = float(np.linalg.norm(spot - base))
-    inner = np.arange(width / 2 + 0.1, gap - 0.05, 0.08)
+    inner = np.arange(width / 2 + 0.1, gap - 0.05, 0.08) if width > 0 else np.empty(0)
     necks = [_width(profile(-float(d), across, span)) for d in inner]
     # With nothing between, the spine is as wide as it is where it meets the shaft.
     neck = min(necks) if necks else min(width, _width(profile(-min(gap, 0.5 * width), across, span)))
@@ -105,7 +105,7 @@ def _along(path: Points, index: int) -> Points:
 
 
 def _width(profile: Points) -> float:
-    """Return the width at half height round the middle of a profile, um; edges are found between its steps."""
+    """Return the width at half height round the middle of a profile, um, NaN where it is dark; between its steps."""
     middle = len(profile) // 2
     reach = max(1, int(0.15 / STEP_UM))
     top = middle - reach + int(np.argmax(profile[middle - reach : middle + reach + 1]))

@@ -156,9 +156,13 @@ def phantom(
                 given["size_um"] = tuple(1000 * side for side in given.pop("size_mm"))
             if foreign := sorted(set(given) - set(DendritePlan.__dataclass_fields__)):
                 raise InputError(f"The phantom of {assay} has no {', '.join(foreign)}.", "Leave that option out.")
-            study = make_dendrites(out, DendritePlan(assay=assay, seed=seed, **given), progress=done)  # type: ignore[arg-type]
-        else:
-            if z_step_um is not None:
-                raise InputError(f"The phantom of {assay} is one plane.", "Leave --z-step-um out.")
-            study = make_phantom(out, PhantomPlan(assay=assay, seed=seed, **given), progress=done)
+            study = make_dendrites(out, DendritePlan(assay=assay, seed=seed, **given), progress=done)
+            first = next(iter(sorted((out / "slides").iterdir())))
+            tell(
+                f"histoquant spines {first} --recipe {study.with_name('recipe.toml')} --out {first.stem.split('.')[0]}"
+            )
+            return
+        if z_step_um is not None:
+            raise InputError(f"The phantom of {assay} is one plane.", "Leave --z-step-um out.")
+        study = make_phantom(out, PhantomPlan(assay=assay, seed=seed, **given), progress=done)
     tell(f"histoquant run {study} --recipe {study.with_name('recipe.toml')} --out {out.with_name(out.name + '_run')}")
