@@ -29,6 +29,9 @@ SMEAR = 3.0
 something is part of a shaft: the halo over and under one is no branch."""
 
 SURER, LEAST_OF_BRIGHTEST = 2.0, 0.02
+SHARE_OF_GAP = 0.6
+"""Of the widest gap between two ends, over which an end is joined to a dendrite's flank."""
+
 JOIN_COSINE = 0.6
 """Two ends face each other when the gap goes on within 53 degrees of both."""
 
@@ -134,8 +137,7 @@ def _tubes(answer: NDArray[np.float32], contrast: float, voxel_um: Sequence[floa
     # (measured on stacks of dendrites); a ground of zeros has none.
     noise = float(np.percentile(every, 80)) / 0.73
     low = max(contrast * noise, LEAST_OF_BRIGHTEST * float(np.percentile(every[every > 0], 99.9)))
-    size = [1 if n == 1 else 2 * round(BESIDE_UM / v) + 1 for n, v in zip(answer.shape, voxel_um, strict=True)]
-    mask = answer > BESIDE_SHARE * ndimage.maximum_filter(answer, size=size)
+    mask = answer > BESIDE_SHARE * _best_beside(answer, voxel_um)
     mask &= answer > low
     labels, n = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     sure = np.zeros(n + 1, dtype=bool)
@@ -143,6 +145,13 @@ def _tubes(answer: NDArray[np.float32], contrast: float, voxel_um: Sequence[floa
     sure &= np.bincount(labels.ravel(), minlength=n + 1) >= 12
     sure[0] = False
     return np.asarray(sure[labels])
+
+
+def _best_beside(answer: NDArray[np.float32], voxel_um: Sequence[float]) -> NDArray[np.float32]:
+    """Return the best answer near each voxel, further along z as light is smeared there."""
+    reach = (BESIDE_UM * SMEAR, BESIDE_UM, BESIDE_UM)
+    size = [1 if n == 1 else 2 * round(r / v) + 1 for n, r, v in zip(answer.shape, reach, voxel_um, strict=True)]
+    return np.asarray(ndimage.maximum_filter(answer, size=size))
 
 
 def _centre_lines(
@@ -157,8 +166,7 @@ def _centre_lines(
     if not len(voxels):
         return voxels, np.empty((0, 2), dtype=np.intp)
     points = voxels * np.asarray(voxel_um)
-    size = [1 if n == 1 else 2 * round(BESIDE_UM / v) + 1 for n, v in zip(answer.shape, voxel_um, strict=True)]
-    best = ndimage.maximum_filter(answer, size=size)[mask]
+    best = _best_beside(answer, voxel_um)[mask]
     cost = (best / answer[mask]) ** 3
     graph = _neighbours(mask, voxels, points, cost)
     n_objects, of = csgraph.connected_components(graph, directed=False)
@@ -210,7 +218,7 @@ def _lines(points: Points, far: Points, back: NDArray[np.int32], spur_um: float)
         while back[line[-1]] >= 0 and not on_line[line[-1]]:
             line.append(int(back[line[-1]]))
         steps = np.array(line)
-        length = length_um(flattened[steps])
+        length = float(np.linalg.norm(flattened[target] - flattened[steps[-1]]))
         # Also what is too short for a branch covers its surroundings: they are no branch either.
         near = tree.query_ball_point(flattened[steps], COVER_UM)
         covered[np.unique(np.concatenate([np.asarray(n, dtype=np.intp) for n in near]))] = True
@@ -223,7 +231,7 @@ def _lines(points: Points, far: Points, back: NDArray[np.int32], spur_um: float)
 def _joined(points: Points, pairs: NDArray[np.intp], how: Tracing) -> list[list[int]]:
     """Return chains of points between branch points and ends, without spurs and with gaps closed."""
     chains = _without_spurs(points, pairs, how.spur_um)
-    joins = _joins(points, chains, how.gap_um)
+    joins = _joins(points, chains, how)
     if joins:
         kept = np.concatenate([np.stack([chain[:-1], chain[1:]], axis=1) for chain in map(np.array, chains)])
         chains = _without_spurs(points, np.concatenate([kept, np.array(joins)]), how.spur_um)
@@ -236,7 +244,7 @@ def _without_spurs(points: Points, pairs: NDArray[np.intp], spur_um: float) -> l
         chains = _chains(len(points), pairs)
         count = np.bincount([end for chain in chains for end in (chain[0], chain[-1])], minlength=len(points))
         twigs = [
-            (length_um(points[np.array(chain)] / (SMEAR, 1.0, 1.0)), chain)
+            (float(np.linalg.norm((points[chain[0]] - points[chain[-1]]) / (SMEAR, 1.0, 1.0))), chain)
             for chain in chains
             if (count[chain[0]] == 1) != (count[chain[-1]] == 1)
         ]
@@ -276,8 +284,8 @@ def _chains(n: int, pairs: NDArray[np.intp]) -> list[list[int]]:
     return chains
 
 
-def _joins(points: Points, chains: list[list[int]], gap_um: float) -> list[tuple[int, int]]:
-    """Return pairs of ends that face each other over a gap, nearest first, each end once, and no loops."""
+def _joins(points: Points, chains: list[list[int]], how: Tracing) -> list[tuple[int, int]]:
+    """Return pairs of points to be joined, without loops: ends that face each other, and ends that face a flank."""
     count: dict[int, int] = {}
     for chain in chains:
         for end in (chain[0], chain[-1]):
@@ -296,24 +304,24 @@ def _joins(points: Points, chains: list[list[int]], gap_um: float) -> list[tuple
             if end in at:
                 parent[root(number)] = root(at[end])
             at[end] = number
+    flattened = points / (SMEAR, 1.0, 1.0)
     for number, chain in enumerate(chains):
         if length_um(points[np.array(chain)]) < 1.0:
             continue
         for line in (chain, chain[::-1]):
             if count[line[0]] == 1:
-                back = points[line[min(len(line) - 1, 12)]]
-                way = points[line[0]] - back
+                way = flattened[line[0]] - flattened[line[min(len(line) - 1, 12)]]
                 ends.append(line[0])
                 ways.append(way / max(np.linalg.norm(way), 1e-9))
                 tree_of.append(number)
-    if len(ends) < 2:
+    if not ends:
         return []
-    place, way = points[np.array(ends)], np.array(ways)
+    place, way = flattened[np.array(ends)], np.array(ways)
     gap = place[None] - place[:, None]
     size = np.linalg.norm(gap, axis=2)
     unit = gap / np.maximum(size, 1e-9)[..., None]
     facing = np.minimum((unit * way[:, None]).sum(axis=2), -(unit * way[None]).sum(axis=2))
-    near = (size <= gap_um) & ((facing > JOIN_COSINE) | (size < 1.0)) & (size > 0)
+    near = (size <= how.gap_um) & ((facing > JOIN_COSINE) | (size < 1.0)) & (size > 0)
     joins, used = [], set()
     for i, j in sorted(zip(*np.nonzero(np.triu(near)), strict=True), key=lambda pair: size[pair]):
         if i in used or j in used or root(tree_of[i]) == root(tree_of[j]):
@@ -321,6 +329,27 @@ def _joins(points: Points, chains: list[list[int]], gap_um: float) -> list[tuple
         used |= {i, j}
         parent[root(tree_of[i])] = root(tree_of[j])
         joins.append((ends[i], ends[j]))
+    # An end of a whole dendrite may also point at the flank of another, from which it branches off.
+    whole: dict[int, list[int]] = {}
+    for number, chain in enumerate(chains):
+        whole.setdefault(root(number), []).extend((chain[0], chain[-1]))
+    long = {tree for tree, of in whole.items() if np.linalg.norm(np.ptp(flattened[of], axis=0)) >= how.min_length_um}
+    members = np.concatenate([np.array(chain) for chain in chains])
+    chain_of = np.repeat(np.arange(len(chains)), [len(chain) for chain in chains])
+    close = cKDTree(flattened[members]).query_ball_point(place, SHARE_OF_GAP * how.gap_um)
+    for i, found in enumerate(close):
+        if i in used or not found or root(tree_of[i]) not in long:
+            continue
+        step = flattened[members[found]] - place[i]
+        far = np.linalg.norm(step, axis=1)
+        ahead = (step @ way[i]) / np.maximum(far, 1e-9)
+        for k in np.argsort(far, kind="stable"):
+            other = int(chain_of[found[k]])
+            if ahead[k] > JOIN_COSINE and root(other) != root(tree_of[i]) and root(other) in long:
+                long.add(root(other))
+                parent[root(tree_of[i])] = root(other)
+                joins.append((ends[i], int(members[found[k]])))
+                break
     return joins
 
 

@@ -19,7 +19,7 @@ from histoquant.analysis.spines import FEATURES
 from histoquant.errors import FormatError
 
 WEIGHTS = Path(__file__).with_name("spine_score.json")
-WEIGHTS_SHA256 = "8b9863fc0ae52a7bee738e27770ee729525b873429a2cf1c139c955d48ae7368"
+WEIGHTS_SHA256 = "ad95de47adbcb9f0036b2f3c08dba2ac58567625dba6b1726c47f7d5cc49edda"
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,13 +127,13 @@ def _sizes(kind: str, rng: np.random.Generator) -> tuple[float, float, float]:
     """Return length, head and neck of a spine of a kind, um."""
     if kind == "mushroom":
         head = float(np.clip(rng.normal(0.7, 0.14), 0.45, 1.1))
-        return head + float(rng.uniform(0.3, 0.9)), head, float(np.clip(rng.normal(0.2, 0.05), 0.12, 0.35))
+        return head + float(rng.uniform(0.3, 1.5)), head, float(np.clip(rng.normal(0.2, 0.05), 0.12, 0.35))
     if kind == "stubby":
         head = float(np.clip(rng.normal(0.5, 0.08), 0.35, 0.7))
         return head * float(rng.uniform(1.0, 1.5)), head, head
     if kind == "thin":
         head = float(np.clip(rng.normal(0.3, 0.04), 0.22, 0.345))
-        return float(np.clip(rng.normal(1.1, 0.35), 0.6, 2.2)), head, float(np.clip(rng.normal(0.12, 0.03), 0.08, 0.2))
+        return float(np.clip(rng.normal(1.2, 0.45), 0.6, 2.6)), head, float(np.clip(rng.normal(0.12, 0.03), 0.08, 0.2))
     head = float(rng.uniform(0.2, 0.28))
     return float(rng.uniform(3.05, 3.8)), head, float(rng.uniform(0.14, 0.18))
 

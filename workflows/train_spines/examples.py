@@ -23,6 +23,8 @@ MENG_UM = {1024: 0.07, 512: 0.14}
 """Assumed: these pictures do not say their pixel size; spines are then 0.5 to 1.6 um long."""
 
 IN_VIVO = 1.6
+FAINT = np.log(7.0)
+"""Answer of a candidate, in SD of the background's, below which a mark beside it is not believed to mean it."""
 TRACING = dendrites.Tracing((0.3, 0.5, 0.9), 8.0, 4.0, 5.0, 6.0)
 
 
@@ -43,10 +45,10 @@ def plans(n: int, seed: int) -> Iterator[DendritePlan]:
     """Phantoms of many optics, voxels, noises and densities."""
     rng = np.random.default_rng(seed)
     for k in range(n):
-        in_vivo = k % 3 == 0
+        in_vivo = k % 2 == 0
         yield DendritePlan(
             assay="golgi" if k % 6 == 1 else "spines",
-            size_um=(30.0, 36.0),
+            size_um=(26.0, 32.0),
             pixel_size_um=float(rng.choice([0.065, 0.08, 0.1, 0.13])),
             z_step_um=1.0 if in_vivo else float(rng.choice([0.3, 0.5, 0.7, 1.0])),
             spines_per_10um=(float(rng.uniform(0, 4)), float(rng.uniform(4, 12)), float(rng.uniform(8, 24))),
@@ -108,6 +110,8 @@ def of_two_photon(folder: Path):
         hit = matched(found.head_um, tips, found.features[:, 0], lateral_um=1.3, axial_um=3.0)
         # What lies beside a mark without being the match is no sure negative: marks are tips, not heads.
         near = matched_any(found.head_um, tips, 1.0, 3.0) & ~hit
+        # Nor is a mark where next to nothing shines: its nearest noise would be learnt as a spine.
+        near |= hit & (found.features[:, 0] < FAINT)
         yield found.features[~near], hit[~near], f"two-photon {number}"
 
 

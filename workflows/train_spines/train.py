@@ -21,7 +21,7 @@ from sklearn.ensemble import GradientBoostingClassifier
 from histoquant.analysis import spine_score
 from histoquant.analysis.spines import FEATURES
 
-WEIGHT = {"phantom spines": 1.0, "phantom golgi": 1.0, "two-photon 0": 20.0, "two-photon 1": 20.0, "meng train": 1.5}
+WEIGHT = {"phantom spines": 1.0, "phantom golgi": 1.0, "two-photon 0": 10.0, "two-photon 1": 10.0, "meng train": 1.5}
 """What an example counts. Real ones are few and noisier; without weight the phantoms would decide alone."""
 
 
