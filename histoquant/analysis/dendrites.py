@@ -25,10 +25,16 @@ COVER_UM = 1.0
 """What lies within this distance of a line belongs to it: shafts are up to 2 um thick."""
 
 SMEAR = 3.0
-"""Times further that light is smeared along z than in the plane. Depth is divided by it where the question is whether
-something is part of a shaft: the halo over and under one is no branch."""
+"""Times further that the halo of a bright shaft reaches along z than in the plane. Depth is
+divided by it where the question is whether something is part of a shaft: what runs over and under one is no branch."""
 
 SURER, LEAST_OF_BRIGHTEST = 2.0, 0.02
+GHOST_UM, GHOST_RATIO, GHOST_SHARE = 8.0, 2.0, 0.6
+"""A line is a ghost when a line this many times brighter lies over or under this share of it, so near in depth."""
+
+TOUCHING_UM = 3.0
+"""Ends as near as this are joined whichever way they point: dendrites curl."""
+
 SHARE_OF_GAP = 0.6
 """Of the widest gap between two ends, over which an end is joined to a dendrite's flank."""
 
@@ -110,12 +116,12 @@ def trace(stack: Stack, how: Tracing) -> list[Branch]:
     shift = np.array([0.0, 0.5, 0.5]) * (np.array(small.voxel_um) - np.array(stack.voxel_um))
     points = voxels * np.array(small.voxel_um)
     thickness = ndimage.gaussian_filter(small.light, (0, 1, 1))[tuple(voxels.T)]
-    chains = _joined(points, pairs, how)
+    chains = _without_ghosts(points, _joined(points, pairs, how), thickness, how.spur_um)
     branches: list[Branch] = []
     for tree in _trees(chains, points, thickness):
         # Blobs of cells hold many short lines, none of them far from the others.
         every = points[np.concatenate([chain for chain, _ in tree])]
-        if np.linalg.norm(np.ptp(every / (SMEAR, 1.0, 1.0), axis=0)) < how.min_length_um:
+        if np.linalg.norm(np.ptp(every * (0.5, 1.0, 1.0), axis=0)) < how.min_length_um:
             continue
         first = len(branches)
         orders = branch_orders([parent for _, parent in tree])
@@ -238,6 +244,34 @@ def _joined(points: Points, pairs: NDArray[np.intp], how: Tracing) -> list[list[
     return chains
 
 
+def _without_ghosts(
+    points: Points, chains: list[list[int]], light: NDArray[np.float32], spur_um: float
+) -> list[list[int]]:
+    """Drop chains that run over or under a much brighter one, or within the thickness of a longer one.
+
+    Optics may draw a bright shaft a second time: in vivo (two-photon) 4 to 6 um over it, as dim as a sixth.
+    """
+    members = np.concatenate([np.array(chain) for chain in chains]) if chains else np.empty(0, dtype=np.intp)
+    if not len(members):
+        return chains
+    chain_of = np.repeat(np.arange(len(chains)), [len(chain) for chain in chains])
+    size = np.array([len(chain) for chain in chains])
+    above = cKDTree(points[members][:, 1:])
+    pairs = []
+    for number, chain in enumerate(chains):
+        steps = np.array(chain)
+        hidden = 0
+        for step, near in zip(steps, above.query_ball_point(points[steps][:, 1:], COVER_UM), strict=True):
+            other = members[near]
+            apart = np.abs(points[other, 0] - points[step, 0])
+            ghost = (light[other] > GHOST_RATIO * max(float(light[step]), 0.0)) & (apart <= GHOST_UM)
+            double = (size[chain_of[near]] > size[number]) & (apart <= SMEAR * COVER_UM)
+            hidden += bool(((ghost | double) & (chain_of[near] != number)).any())
+        if hidden <= GHOST_SHARE * len(steps):
+            pairs.append(np.stack([steps[:-1], steps[1:]], axis=1))
+    return _without_spurs(points, np.concatenate(pairs), spur_um) if pairs else []
+
+
 def _without_spurs(points: Points, pairs: NDArray[np.intp], spur_um: float) -> list[list[int]]:
     """Cut a forest into chains, dropping its shortest short twig until there is none."""
     while True:
@@ -321,7 +355,7 @@ def _joins(points: Points, chains: list[list[int]], how: Tracing) -> list[tuple[
     size = np.linalg.norm(gap, axis=2)
     unit = gap / np.maximum(size, 1e-9)[..., None]
     facing = np.minimum((unit * way[:, None]).sum(axis=2), -(unit * way[None]).sum(axis=2))
-    near = (size <= how.gap_um) & ((facing > JOIN_COSINE) | (size < 1.0)) & (size > 0)
+    near = (size <= how.gap_um) & ((facing > JOIN_COSINE) | (size < TOUCHING_UM)) & (size > 0)
     joins, used = [], set()
     for i, j in sorted(zip(*np.nonzero(np.triu(near)), strict=True), key=lambda pair: size[pair]):
         if i in used or j in used or root(tree_of[i]) == root(tree_of[j]):
