@@ -201,7 +201,10 @@ def test_recipes_of_spines_are_checked(tmp_path):
         parse_recipe(golgi.replace('role = "dendrite"', 'role = "nuclear"'))
     with pytest.raises(RecipeError, match="one of spines"):
         read_recipe(shipped_recipe("spines_golgi"))
-    assert parse_recipe(golgi).fingerprint() != parse_recipe(golgi.replace("0.5", "0.6")).fingerprint()
+    assert (
+        parse_recipe(golgi).fingerprint()
+        != parse_recipe(golgi.replace("min_score = 0.4", "min_score = 0.6")).fingerprint()
+    )
 
 
 def test_the_scorer_is_what_was_shipped(monkeypatch, tmp_path):

@@ -173,7 +173,7 @@ def _centre_lines(
         return voxels, np.empty((0, 2), dtype=np.intp)
     points = voxels * np.asarray(voxel_um)
     best = _best_beside(answer, voxel_um)[mask]
-    cost = (best / answer[mask]) ** 3
+    cost = (best / answer[mask]).astype(np.float64) ** 3
     graph = _neighbours(mask, voxels, points, cost)
     n_objects, of = csgraph.connected_components(graph, directed=False)
     extent = np.zeros(n_objects)

@@ -156,7 +156,8 @@ def phantom(
                 given["size_um"] = tuple(1000 * side for side in given.pop("size_mm"))
             if foreign := sorted(set(given) - set(DendritePlan.__dataclass_fields__)):
                 raise InputError(f"The phantom of {assay} has no {', '.join(foreign)}.", "Leave that option out.")
-            study = make_dendrites(out, DendritePlan(assay=assay, seed=seed, **given), progress=done)
+            drawn = DendritePlan("golgi" if assay == "golgi" else "spines", seed=seed, **given)
+            study = make_dendrites(out, drawn, progress=done)
             first = next(iter(sorted((out / "slides").iterdir())))
             tell(
                 f"histoquant spines {first} --recipe {study.with_name('recipe.toml')} --out {first.stem.split('.')[0]}"
