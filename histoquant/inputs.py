@@ -158,6 +158,11 @@ def read_recipe(path: Path, *, cells: bool = True) -> Recipe:
         Every fault of it, together.
     """
     recipe = parse_recipe(read_text(path, RecipeError, "recipe", MAX_RECIPE_BYTES), source=path.name)
+    if recipe.spines is not None:
+        raise RecipeError(
+            f"Recipe '{path.name}' is one of spines; this command counts cells.",
+            "Run `histoquant spines STACK --recipe RECIPE --out DIR` on each stack.",
+        )
     if cells and not recipe.panel:
         raise RecipeError(
             f"{path.name}: the recipe has no panel: it measures infarcts and counts no cells.",

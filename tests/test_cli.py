@@ -11,7 +11,20 @@ import tifffile
 from histoquant.phantom import PhantomPlan, make_phantom
 from tests.conftest import make_scene, write_slide
 
-COMMANDS = ("demo", "init", "check", "run", "segment", "score", "phantom", "plugins", "report", "status", "seamcheck")
+COMMANDS = (
+    "demo",
+    "init",
+    "check",
+    "run",
+    "segment",
+    "score",
+    "phantom",
+    "plugins",
+    "report",
+    "status",
+    "seamcheck",
+    "spines",
+)
 
 
 def test_help_lists_the_commands_and_each_shows_an_example(histoquant):

@@ -81,7 +81,7 @@ def test_a_study_is_complete_and_its_recipe_is_valid(study):
     assert told[-1] == 1.0
 
 
-@pytest.mark.parametrize("name", ["tunel", "brdu_dcx", "ihc_dab"])
+@pytest.mark.parametrize("name", ["tunel", "brdu_dcx", "ihc_dab", "spines_confocal", "spines_golgi"])
 def test_shipped_recipes_are_valid(name):
     assert Recipe.model_validate(tomllib.loads(shipped_recipe(name).read_text("utf-8"))).name == name
 

@@ -26,7 +26,7 @@ def test_a_minimal_recipe_and_its_defaults():
     assert recipe.double_labels == ()
 
 
-@pytest.mark.parametrize("name", ["tunel", "brdu_dcx", "ihc_dab"])
+@pytest.mark.parametrize("name", ["tunel", "brdu_dcx", "ihc_dab", "spines_confocal", "spines_golgi"])
 def test_shipped_recipes_are_sound(name):
     text = shipped_recipe(name).read_text(encoding="utf-8")
     assert parse_recipe(text).name == name

@@ -114,7 +114,10 @@ def seamcheck(
 @app.command(epilog="Example:  histoquant phantom sections --assay tunel --animals 3 --seed 1")
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    assay: Annotated[str, typer.Option("--assay", "-a", help="tunel, brdu, dcx, ihc, nuclei or ttc.")],
+    assay: Annotated[
+        str,
+        typer.Option("--assay", "-a", help="tunel, brdu, dcx, ihc, nuclei, spines, golgi or ttc."),
+    ],
     size_mm: Annotated[
         tuple[float, float] | None, typer.Option("--size-mm", help="Height and width of each section.")
     ] = None,
@@ -122,6 +125,7 @@ def phantom(
     animals: Annotated[int | None, typer.Option("--animals", min=1, help="Animals per group.")] = None,
     density_per_mm2: Annotated[float | None, typer.Option("--density-per-mm2", help="Nuclei per mm2.")] = None,
     diameter_um: Annotated[float | None, typer.Option("--diameter-um", help="Mean nuclear diameter.")] = None,
+    z_step_um: Annotated[float | None, typer.Option("--z-step-um", help="Of spines and golgi.")] = None,
     sections: Annotated[int | None, typer.Option("--sections", min=1, help="Sections per animal.")] = None,
     effect: Annotated[float | None, typer.Option("--effect", help="True relative change, -0.5 = half.")] = None,
     control: Annotated[list[str] | None, typer.Option("--control", help="Staining control, one section each.")] = None,
@@ -129,31 +133,13 @@ def phantom(
     quiet: Quiet = False,
 ) -> None:
     """Make a synthetic study whose truth is known."""
+    from histoquant import phantom as made
     from histoquant.batch import Progress
-    from histoquant.phantom import PhantomPlan, TtcPlan, make_phantom, make_ttc_phantom
 
-    tell = Printer(quiet, None)
-    if assay == "ttc":
-        options: dict[str, Any] = {
-            "--size-mm": size_mm,
-            "--density-per-mm2": density_per_mm2,
-            "--diameter-um": diameter_um,
-        }
-        options |= {"--sections": sections, "--control": control}
-        for name in [name for name, value in options.items() if value is not None]:
-            raise InputError(f"{name} says nothing about TTC slices.", "Leave it out.")
-        given: dict[str, Any] = {"animals": animals, "pixel_size_um": pixel_size_um, "effect": effect}
-        slices = TtcPlan(seed=seed, **{name: value for name, value in given.items() if value is not None})
-        with tell.progress("phantom") as show:
-            study = make_ttc_phantom(
-                out, slices, progress=lambda part: show(Progress(round(100 * part), 100, f"{part:.0%}"))
-            )
-        run_folder = out.with_name(out.name + "_run")
-        tell(f"histoquant infarct {study} --recipe {study.with_name('recipe.toml')} --out {run_folder}")
-        return
     stated: dict[str, Any] = {
         "size_mm": size_mm,
         "pixel_size_um": pixel_size_um,
+        "z_step_um": z_step_um,
         "animals": animals,
         "density_per_mm2": density_per_mm2,
         "diameter_um": diameter_um,
@@ -161,7 +147,32 @@ def phantom(
         "effect": effect,
         "controls": tuple(control) if control else None,
     }
-    plan = PhantomPlan(assay=assay, seed=seed, **{name: value for name, value in stated.items() if value is not None})
+    given = {name: value for name, value in stated.items() if value is not None} | {"seed": seed}
+    plan: type[made.PhantomPlan | made.DendritePlan | made.TtcPlan] = made.PhantomPlan
+    if assay == "ttc":
+        plan = made.TtcPlan
+    else:
+        given["assay"] = assay
+    if assay in ("spines", "golgi"):
+        plan = made.DendritePlan
+        if size_mm is not None:
+            given["size_um"] = tuple(1000 * side for side in given.pop("size_mm"))
+    if foreign := sorted(set(given) - set(plan.__dataclass_fields__)):
+        raise InputError(f"The phantom of {assay} has no {', '.join(foreign)}.", "Leave that option out.")
+
+    tell = Printer(quiet, None)
     with tell.progress("phantom") as show:
-        study = make_phantom(out, plan, progress=lambda part: show(Progress(round(100 * part), 100, f"{part:.0%}")))
-    tell(f"histoquant run {study} --recipe {study.with_name('recipe.toml')} --out {out.with_name(out.name + '_run')}")
+
+        def done(part: float) -> None:
+            show(Progress(round(100 * part), 100, f"{part:.0%}"))
+
+        planned = plan(**given)
+        if isinstance(planned, made.TtcPlan):
+            study, command = made.make_ttc_phantom(out, planned, progress=done), "infarct"
+        elif isinstance(planned, made.DendritePlan):
+            study, command = made.make_dendrites(out, planned, progress=done), "spines"
+        else:
+            study, command = made.make_phantom(out, planned, progress=done), "run"
+    what = sorted((out / "slides").iterdir())[0] if command == "spines" else study
+    run_folder = out.with_name(out.name + "_run")
+    tell(f"histoquant {command} {what} --recipe {study.with_name('recipe.toml')} --out {run_folder}")

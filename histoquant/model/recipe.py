@@ -18,6 +18,7 @@ from histoquant.model.design import Arrive, Endpoint, Statistics, Stereology
 from histoquant.model.infarct import InfarctSettings
 from histoquant.model.panel import Marker, Panel, called_markers, channel_of, counterstain_of, named_stains
 from histoquant.model.region_rule import RegionRule
+from histoquant.model.spine_settings import SpineSettings
 
 RESULT_VERSION = 2
 """Raised whenever the same slide and recipe would give other numbers than before."""
@@ -180,6 +181,7 @@ class Recipe(BaseModel):
     infarct: InfarctSettings | None = Field(
         None, title="Infarct", description="For `histoquant infarct`, in place of a panel."
     )
+    spines: SpineSettings | None = Field(None, title="Spines", description="Of recipes of dendrites only.")
 
     @field_validator("panel")
     @classmethod
@@ -194,6 +196,10 @@ class Recipe(BaseModel):
         if not self.panel and self.infarct is not None:
             return self
         counterstains = [name for name, marker in self.panel.items() if marker.role == "counterstain"]
+        if self.spines is not None:
+            if [marker.role for marker in self.panel.values()] != ["dendrite"]:
+                raise ValueError("a recipe with [spines] needs a panel of one marker, with role = 'dendrite'")
+            return self
         if len(counterstains) != 1:
             raise ValueError(f"the panel needs exactly one counterstain, it has {len(counterstains)}")
         stains = named_stains(self.panel)
@@ -266,6 +272,8 @@ class Recipe(BaseModel):
         for marker in content["panel"].values():
             if marker["grades"] is None:
                 del marker["grades"]
+        if self.spines is None:  # recipes of nuclei keep the fingerprint they had before there were spines
+            del content["spines"]
         decides = ["result_version", "segment", "tiles", "background", "measure"]
         if named_stains(self.panel):
             decides.append("stains")
@@ -349,6 +357,7 @@ def _known_keys(place: tuple[Any, ...]) -> tuple[str, ...]:
         "count": Count,
         "infarct": InfarctSettings,
         "statistics": Statistics,
+        "spines": SpineSettings,
     }
     if len(place) == 1:
         return ("schema", "name", *models)

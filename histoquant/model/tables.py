@@ -351,6 +351,56 @@ CORRELATIONS: Schema = {
 }
 """Image endpoints against outcomes measured otherwise; ``scope``: over all animals, or within groups."""
 
+DENDRITES: Schema = {
+    "slide_id": "str",
+    "animal": "str",
+    "group": "str",
+    "region": "str",
+    "dendrite_id": "str",
+    "order": "Int64",
+    "length_um": "float64",
+    "mean_diameter_um": "float64",
+    "n_spines": "int64",
+    "spines_per_10um": "float64",
+    "flags": "str",
+    "tree": "Int64",
+    "parent": "str",
+    "included": "bool",
+    "included_length_um": "float64",
+    "n_included": "int64",
+    "n_z_shadow": "int64",
+    "hidden_factor": "float64",
+    "traced_by": "str",
+}
+"""One row per stretch of dendrite between branch points or ends; those without spines have 0. ``n_spines`` are all on
+[0, ``length_um``); ``n_included`` and ``included_length_um`` are those the recipe's rules of inclusion leave."""
+
+SPINES: Schema = {
+    "slide_id": "str",
+    "dendrite_id": "str",
+    "spine_id": "int64",
+    "position_um": "float64",
+    "z_um": "float64",
+    "y_um": "float64",
+    "x_um": "float64",
+    "length_um": "float64",
+    "head_width_um": "float64",
+    "head_area_um2": "float64",
+    "class": "str",
+    "score": "float64",
+    "neck_width_um": "float64",
+    "tip_z_um": "float64",
+    "tip_y_um": "float64",
+    "tip_x_um": "float64",
+    "base_z_um": "float64",
+    "base_y_um": "float64",
+    "base_x_um": "float64",
+    "z_shadow": "bool",
+    "included": "bool",
+}
+"""``z_um``, ``y_um``, ``x_um`` are the centre of the head; um = index x voxel, so that the centre of a stack's first
+voxel is at 0."""
+
 FAILURES: Schema = {"slide": "str", "stage": "str", "error": "str", "remedy": "str"}
 
 TOUCHED: Schema = {

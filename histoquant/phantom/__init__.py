@@ -1,5 +1,7 @@
 """Synthetic studies whose truth is known: every nucleus, every label, every effect."""
 
+from histoquant.phantom.dendrite_plan import DendritePlan
+from histoquant.phantom.dendrite_study import make_dendrites
 from histoquant.phantom.plan import ASSAYS, SAMPLE_PLAN, PhantomPlan
 from histoquant.phantom.study import make_phantom, shipped_recipe
 from histoquant.phantom.ttc import TtcPlan, make_ttc_phantom
@@ -7,8 +9,10 @@ from histoquant.phantom.ttc import TtcPlan, make_ttc_phantom
 __all__ = [
     "ASSAYS",
     "SAMPLE_PLAN",
+    "DendritePlan",
     "PhantomPlan",
     "TtcPlan",
+    "make_dendrites",
     "make_phantom",
     "make_ttc_phantom",
     "shipped_recipe",

@@ -1,0 +1,269 @@
+"""From dendrites of a stack to tables: their length and diameter, and the spines on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histoquant.analysis import spine_rules
+from histoquant.analysis.dendrites import Branch, Tracing, off_forks
+from histoquant.analysis.paths import Points, foot_of, length_um
+from histoquant.analysis.ridge import Stack
+from histoquant.analysis.spine_score import scorer
+from histoquant.analysis.spine_shape import Shapes, shapes_of
+from histoquant.analysis.spines import Candidates, Scene, candidates, scene_of
+from histoquant.model import tables
+from histoquant.model.spine_settings import SpineSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NO_DIP = 0.75
+"""Two candidates with no more of a dip between them than to this share of the dimmer one are one spine."""
+
+SAME_UM, SAME_DEPTH_UM = 0.6, 1.5
+"""Candidates of two dendrites so near to each other are one spine, of the dendrite that is surer."""
+
+SHORT_UM = 0.8
+"""Shorter paths have no sides to look at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The spines of one dendrite.
+
+    Attributes
+    ----------
+    scene : Scene
+    spots : Candidates
+        Those that are spines.
+    shapes : Shapes
+    score : (n,) float
+    """
+
+    scene: Scene
+    spots: Candidates
+    shapes: Shapes
+    score: Points
+
+    def take(self, keep: NDArray[Any]) -> Found:
+        """Return some of them."""
+        return Found(
+            self.scene,
+            _taken(self.spots, keep),
+            Shapes(**{k: v[keep] for k, v in vars(self.shapes).items()}),
+            self.score[keep],
+        )
+
+
+def _taken(spots: Candidates, keep: NDArray[Any]) -> Candidates:
+    return Candidates(**{name: values[keep] for name, values in vars(spots).items()})
+
+
+def tracing_of(settings: SpineSettings) -> Tracing:
+    """Return how a recipe traces."""
+    return Tracing(
+        settings.dendrite_radii_um,
+        settings.min_dendrite_um,
+        settings.spur_um,
+        settings.gap_um,
+        settings.dendrite_contrast,
+    )
+
+
+def find_spines(
+    stack: Stack, branches: Sequence[Branch], settings: SpineSettings, *, others: Sequence[Branch] = ()
+) -> list[Found | None]:
+    """Find the spines of dendrites; each belongs to one.
+
+    Parameters
+    ----------
+    branches : sequence of Branch
+        On their ridges.
+    others : sequence of Branch
+        More dendrites that are in the picture, whose shafts are no spines of these.
+
+    Returns
+    -------
+    list of Found or None
+        One per branch; None where a branch is too short to have sides.
+    """
+    found: list[Found | None] = []
+    for branch in branches:
+        if length_um(branch.path) < SHORT_UM:
+            found.append(None)
+            continue
+        scene = scene_of(stack, branch.path, reach_um=settings.reach_um)
+        spots = candidates(scene)
+        score = scorer()(spots.features)
+        sure = np.flatnonzero(score >= settings.min_score)
+        sure = sure[_apart(scene, _taken(spots, sure), score[sure])]
+        spots, score = _taken(spots, sure), score[sure]
+        on = spine_rules.on_segment(spots.position_um, scene.length_um)
+        found.append(Found(scene, spots, shapes_of(scene, spots), score).take(on))
+    return _one_owner(found, branches, others)
+
+
+def _apart(scene: Scene, spots: Candidates, score: Points) -> NDArray[np.intp]:
+    """Return the candidates that are spines of their own: of several bright spots on one spine, the surest."""
+    from scipy import ndimage
+
+    step = np.array(scene.straight.step_um)
+    place = spots.suw * step * (1.0, 1.0, 0.5)
+    kept: list[int] = []
+    peak = scene.rest[tuple(np.round(spots.suw).astype(int).T)]
+    for k in np.argsort(-score, kind="stable"):
+        alone = True
+        for other in kept:
+            if np.linalg.norm(place[k] - place[other]) > 1.6:
+                continue
+            way = np.linspace(spots.suw[k], spots.suw[other], 12).T
+            between = ndimage.map_coordinates(scene.rest, way, order=1, mode="nearest").min()
+            if between > NO_DIP * min(peak[k], peak[other]):
+                alone = False
+                break
+        if alone:
+            kept.append(int(k))
+    return np.sort(np.array(kept, dtype=np.intp))
+
+
+def _one_owner(found: list[Found | None], branches: Sequence[Branch], others: Sequence[Branch]) -> list[Found | None]:
+    """Drop what is another dendrite's shaft, and of a spine found from two dendrites the less sure."""
+    shafts = [(branch.path, _radius_of(one)) for branch, one in zip(branches, found, strict=True)]
+    shafts += [(branch.path, 0.5) for branch in others]
+    kept: list[NDArray[np.bool_]] = []
+    for number, one in enumerate(found):
+        keep = np.ones(0 if one is None else len(one.spots), dtype=bool)
+        for other, (path, radius) in enumerate(shafts):
+            if other == number or not keep.size:
+                continue
+            assert one is not None
+            off = foot_of(one.spots.head_um / (3.0, 1.0, 1.0), path / (3.0, 1.0, 1.0))
+            keep &= off.distance_um > 0.9 * radius
+        kept.append(keep)
+    every = [
+        (-float(one.score[i]), number, i)
+        for number, one in enumerate(found)
+        if one is not None
+        for i in np.flatnonzero(kept[number])
+    ]
+    taken: list[tuple[int, Points]] = []
+    for _, number, i in sorted(every):
+        one = found[number]
+        assert one is not None
+        head = one.spots.head_um[i]
+        for owner, place in taken:
+            apart = place - head
+            if owner != number and abs(apart[0]) < SAME_DEPTH_UM and np.hypot(apart[1], apart[2]) < SAME_UM:
+                kept[number][i] = False
+                break
+        else:
+            taken.append((number, head))
+    return [None if one is None else one.take(keep) for one, keep in zip(found, kept, strict=True)]
+
+
+def _radius_of(found: Found | None) -> float:
+    return 0.3 if found is None else float(np.median(found.scene.radius_um))
+
+
+def tables_of(
+    branches: Sequence[Branch],
+    found: Sequence[Found | None],
+    settings: SpineSettings,
+    *,
+    flags: Sequence[str] = (),
+    about: dict[str, str] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables of dendrites and of spines.
+
+    Parameters
+    ----------
+    flags : sequence of str
+        That hold for the whole stack.
+    about : dict, optional
+        ``slide_id``, ``animal``, ``group`` and ``region``, empty when not given.
+    """
+    import pandas as pd
+
+    whose = {"slide_id": "", "animal": "", "group": "", "region": ""} | (about or {})
+    dendrites, rows, n_spines = [], [], 0
+    names = [branch.name or str(number + 1) for number, branch in enumerate(branches)]
+    tree = np.zeros(len(branches), dtype=np.int64)
+    for number, branch in enumerate(branches):
+        tree[number] = tree[branch.parent] if branch.parent >= 0 else tree[:number].max(initial=0) + 1
+    for number, (branch, one) in enumerate(zip(branches, found, strict=True)):
+        length = length_um(branch.path, z_factor=settings.z_factor)
+        stretch = length / max(branch.length_um, 1e-9)
+        own = list(flags)
+        included = length >= settings.min_segment_um and (settings.orders is None or branch.order in settings.orders)
+        own += [] if included else ["not_included"]
+        own += ["too_short_for_spines"] if one is None else []
+        ends = sum(branch.forks) * settings.from_fork_um
+        kept = np.zeros(0, dtype=bool)
+        shadow = np.zeros(0, dtype=bool)
+        if one is not None:
+            kept = off_forks(branches, number, one.spots.position_um, settings.from_fork_um) & included
+            shadow = _in_shadow(one)
+            for i in range(len(one.spots)):
+                n_spines += 1
+                rows.append(_spine_row(one, i, settings, stretch) | {
+                    "slide_id": whose["slide_id"], "dendrite_id": names[number], "spine_id": n_spines,
+                    "z_shadow": bool(shadow[i]), "included": bool(kept[i]),
+                })  # fmt: skip
+        n = len(kept)
+        dendrites.append({
+            **whose, "dendrite_id": names[number], "order": branch.order or pd.NA, "length_um": length,
+            "mean_diameter_um": float("nan") if one is None else 2 * float(one.scene.radius_um.mean()),
+            "n_spines": n, "spines_per_10um": spine_rules.density_per_10um(n, length), "flags": ";".join(own),
+            "tree": int(tree[number]), "parent": names[branch.parent] if branch.parent >= 0 else "",
+            "included": included, "included_length_um": max(length - ends, 0.0) if included else 0.0,
+            "n_included": int(kept.sum()), "n_z_shadow": int(shadow.sum()),
+            "hidden_factor": _hidden(one, settings), "traced_by": "person" if branch.name else "histoquant",
+        })  # fmt: skip
+    return (
+        tables.shaped(pd.DataFrame(dendrites), tables.DENDRITES) if dendrites else tables.empty(tables.DENDRITES),
+        tables.shaped(pd.DataFrame(rows), tables.SPINES) if rows else tables.empty(tables.SPINES),
+    )
+
+
+def _spine_row(one: Found, i: int, settings: SpineSettings, stretch: float) -> dict[str, Any]:
+    shapes, spots = one.shapes, one.spots
+    head, neck = float(shapes.head_um[i]), float(shapes.neck_um[i])
+    # Where a neck looks no wider than a point does, it may be any narrower: heads that look alike are not told apart.
+    compared = neck if neck > settings.resolution_um or head / neck > 1.1 else float("nan")
+    row: dict[str, Any] = {
+        "position_um": float(spots.position_um[i]) * stretch,
+        "length_um": float(shapes.length_um[i]),
+        "head_width_um": head,
+        "head_area_um2": float(shapes.area_um2[i]),
+        "neck_width_um": neck,
+        "class": spine_rules.class_of(float(shapes.length_um[i]), head, compared, rules=settings.rules),
+        "score": float(one.score[i]),
+    }
+    for name, place in (("", shapes.head[i]), ("tip_", shapes.tip[i]), ("base_", spots.base_um[i])):
+        row |= {f"{name}{axis}_um": float(value) for axis, value in zip("zyx", place, strict=True)}
+    return row
+
+
+def _in_shadow(one: Found) -> NDArray[np.bool_]:
+    """Return which heads lie over or under the shaft, where the halo along z hides most of their like."""
+    fine = one.scene.straight.step_um[1]
+    aside = np.abs(one.spots.suw[:, 1] - one.scene.straight.light.shape[1] // 2) * fine
+    radius = one.scene.radius_um[np.clip(one.spots.suw[:, 0].astype(int), 0, len(one.scene.radius_um) - 1)]
+    return np.asarray(aside < radius)
+
+
+def _hidden(one: Found | None, settings: SpineSettings) -> float:
+    """Return the correction for hidden spines, from the means of a dendrite; NaN when not asked for or not defined."""
+    if settings.hidden == "none" or one is None or not len(one.spots):
+        return float("nan")
+    radius = float(one.scene.radius_um.mean())
+    length, head = float(np.median(one.shapes.length_um)), float(np.median(one.shapes.head_um))
+    if not (math.isfinite(head) and head < length):
+        return float("nan")
+    return spine_rules.hidden_factor(radius, length, head, form=settings.hidden)

@@ -1,0 +1,389 @@
+"""One stack of dendrites from its file to tables, traces and pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histoquant import __version__, registry, store
+from histoquant.analysis import arbor, paths
+from histoquant.analysis.dendrites import Branch, lay_on_ridge, trace
+from histoquant.analysis.ridge import Stack, with_depth
+from histoquant.analysis.spine_score import WEIGHTS_SHA256
+from histoquant.errors import InputError, PixelSizeError
+from histoquant.model.recipe import Recipe, parse_recipe
+from histoquant.model.slide import Box, Slide
+from histoquant.model.spine_settings import SpineSettings
+from histoquant.phantom import shipped_recipe
+from histoquant.readers.swc import swc_text
+from histoquant.readers.traces import read_traces
+from histoquant.report.spine_figures import draw_dendrites, draw_strips
+
+Voxel = tuple[float, float, float]
+
+ROWS = 256
+"""Rows of a stack that are read at a time."""
+
+OD_STEPS = 100.0
+"""Optical density is kept in hundredths, as bytes: the densest that 8 bits can tell is 2.41."""
+
+MOST_SATURATED = 0.2
+"""Share of a stack at the top of its range beyond which there is nothing to measure."""
+
+SATURATED_SHAFT = 0.2
+MANY_PLANES = 2
+"""A stack with this many times more planes than rows or columns has its axes exchanged."""
+
+
+def analyse_stack(
+    path: Path,
+    out: Path,
+    *,
+    voxel_um: Voxel | None = None,
+    channel: str | None = None,
+    traced: Path | None = None,
+    recipe: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Trace the dendrites of one stack, find their spines, and write everything into a folder.
+
+    Writes ``dendrites.csv``, ``spines.csv``, ``sholl.csv``, ``traces/*.swc`` (one per tree, and ``all.swc``),
+    ``overview.png``, ``strips.png`` and ``provenance.json``.
+
+    Parameters
+    ----------
+    out : Path
+        Folder; made when it is not there.
+    voxel_um : (z, y, x), optional
+        Size of a voxel, when the file does not say or is wrong.
+    channel : str, optional
+        Name or number; that of the recipe when not given.
+    traced : Path, optional
+        A person's traces, which are laid on the ridges beside them. Traced here when not given.
+    recipe : Path, optional
+        Of spines; the shipped ``spines_confocal`` (for RGB pictures ``spines_golgi``) when not given.
+
+    Returns
+    -------
+    dict
+        ``n_dendrites``, ``length_um``, ``n_spines``, ``spines_per_10um``, ``flags`` and ``notes``.
+    """
+    slide = registry.open_slide(path)
+    try:
+        told = _recipe(recipe, brightfield=slide.brightfield)
+        settings = told.spines
+        assert settings is not None
+        voxel = voxel_of(slide, voxel_um)
+        marker = next(iter(told.panel.values()))
+        source = channel if channel is not None else (marker.channel if marker.channel is not None else 0)
+        progress("reading")
+        stack, flags = read_stack(slide, voxel, source, settings)
+    finally:
+        slide.close()
+    progress("tracing")
+    if traced is None:
+        branches = trace(stack, arbor.tracing_of(settings))
+    else:
+        branches = _from_person(stack, read_traces(traced, voxel[1]), traced.name)
+    progress("spines")
+    found = arbor.find_spines(stack, branches, settings)
+    about = {"slide_id": _stem(path)}
+    dendrites, spines = arbor.tables_of(branches, found, settings, flags=flags, about=about)
+    progress("writing")
+    _make(out)
+    store.write_csv(out / "dendrites.csv", dendrites)
+    store.write_csv(out / "spines.csv", spines)
+    store.write_csv(out / "sholl.csv", _sholl(branches, dendrites, settings, about))
+    _write_traces(out / "traces", branches, dendrites)
+    length, n = float(dendrites["length_um"].sum()), len(spines)
+    title = f"{path.name}: {len(dendrites)} dendrite(s), {length:,.0f} µm, {n} spines"
+    with store.whole_file(out / "overview.png") as file:
+        draw_dendrites(
+            Path(file), projection(stack), voxel[1], title=title, paths=[branch.path for branch in branches],
+            names=list(dendrites["dendrite_id"]), spines=spines,
+        )  # fmt: skip
+    strips = [
+        _strip(one, row, spines.loc[spines["dendrite_id"] == row.dendrite_id, "class"])
+        for one, row in zip(found, dendrites.itertuples(), strict=True)
+        if one is not None
+    ]
+    with store.whole_file(out / "strips.png") as file:
+        draw_strips(Path(file), strips, title=title)
+    notes = [] if branches else ["no dendrite was found"]
+    store.write_json(
+        out / "provenance.json",
+        {
+            "histoquant": __version__,
+            "source": {"path": str(path), "sha256": [store.sha256_of(file) for file in registry.slide_files(path)]},
+            "voxel_um": list(voxel),
+            "channel": source,
+            "trace": None if traced is None else {"path": str(traced), "sha256": store.sha256_of(traced)},
+            "recipe": told.model_dump(mode="json", by_alias=True),
+            "fingerprint": told.fingerprint(),
+            "scorer_sha256": WEIGHTS_SHA256,
+            "flags": list(flags),
+            "notes": notes,
+            "caution": "Spine classes cut a continuum; report lengths and widths first.",
+        },
+    )
+    included = dendrites[dendrites["included"]]
+    pooled = 10 * included["n_included"].sum() / max(included["included_length_um"].sum(), 1e-9)
+    return {
+        "n_dendrites": len(dendrites),
+        "length_um": length,
+        "n_spines": n,
+        "spines_per_10um": float(pooled) if len(included) else None,
+        "flags": list(flags),
+        "notes": notes,
+    }
+
+
+def _recipe(path: Path | None, *, brightfield: bool) -> Recipe:
+    source = path or shipped_recipe("spines_golgi" if brightfield else "spines_confocal")
+    try:
+        text = source.read_text("utf-8")
+    except OSError as error:
+        raise InputError(
+            f"Recipe '{source}' cannot be read ({error.strerror or error}).", "Correct --recipe."
+        ) from error
+    recipe = parse_recipe(text, source=source.name)
+    if recipe.spines is None:
+        raise InputError(f"Recipe '{source.name}' has no [spines] section.", "Give a recipe of dendrites.")
+    if brightfield and recipe.spines.light == "bright":
+        raise InputError(
+            f"The stack is brightfield (RGB), but recipe '{source.name}' looks for bright dendrites.",
+            "Set light = 'dark' and rules = 'B' under [spines], or take the recipe spines_golgi.",
+        )
+    return recipe
+
+
+def voxel_of(slide: Slide, stated: Voxel | None) -> Voxel:
+    """Return depth, height and width of a voxel in um.
+
+    Raises
+    ------
+    PixelSizeError
+        If a size is not known, or not positive.
+    InputError
+        If the axes look exchanged, or planes look like channels.
+    """
+    planes, (height, width) = slide.n_planes, slide.shape
+    if planes > MANY_PLANES * min(height, width):
+        raise InputError(
+            f"Stack '{slide.name}': {planes} planes of {height} x {width} pixels: its axes look exchanged.",
+            "Save it as planes, rows, columns (z, y, x).",
+        )
+    if planes == 1 and len(slide.channels) > 6:
+        raise InputError(
+            f"Stack '{slide.name}': {len(slide.channels)} channels of one plane each: its planes look like channels.",
+            "Save it with a z axis (ImageJ: Image > Hyperstacks > Re-order).",
+        )
+    if stated is not None:
+        if not all(math.isfinite(size) and size > 0 for size in stated):
+            raise PixelSizeError(
+                f"Stack '{slide.name}': a voxel of {' x '.join(f'{size:g}' for size in stated)} um does not exist.",
+                "Give --pixel-size-um Z Y X, three numbers above 0.",
+            )
+        if abs(stated[1] - stated[2]) > 0.01 * max(stated[1:]):
+            raise PixelSizeError(
+                f"Stack '{slide.name}': pixels are not square ({stated[1]:g} x {stated[2]:g} um).",
+                "Give --pixel-size-um as Z Y X; resample the stack if its pixels are not square.",
+            )
+        return stated
+    try:
+        pixel = slide.pixel_size_um
+    except PixelSizeError as error:
+        raise PixelSizeError(error.message, "Give --pixel-size-um Z Y X.") from error
+    if planes > 1 and slide.z_step_um is None:
+        raise PixelSizeError(
+            f"Stack '{slide.name}': {planes} planes, but the file does not say how far apart they are.",
+            "Give --pixel-size-um Z Y X: without the z step no length in three dimensions is known.",
+        )
+    return (slide.z_step_um if slide.z_step_um is not None else pixel, pixel, pixel)
+
+
+def read_stack(
+    slide: Slide, voxel: Voxel, channel: str | int, settings: SpineSettings
+) -> tuple[Stack, tuple[str, ...]]:
+    """Read the light of a stack's dendrites, and what is to be flagged about the whole.
+
+    Raises
+    ------
+    InputError
+        If pixels are all alike, not numbers, or a fifth of them are at the top of their range.
+    """
+    planes, (height, width) = slide.n_planes, slide.shape
+    indices = tuple(range(len(slide.channels))) if slide.brightfield else (slide.channel_index(channel),)
+    dark = settings.light == "dark"
+    kind = np.dtype(np.uint8) if dark else (slide.dtype if slide.dtype.kind == "u" else np.dtype(np.float32))
+    light = np.empty((planes, height, width), dtype=kind)
+    white = _white(slide, indices) if dark else np.ones(1)
+    top = np.iinfo(slide.dtype).max if slide.dtype.kind == "u" else math.inf
+    at_top, low, high = 0, math.inf, -math.inf
+    for y0 in range(0, height, ROWS):
+        pixels = slide.read(Box(y0, min(y0 + ROWS, height), 0, width), channels=indices)
+        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+            raise InputError(
+                f"Stack '{slide.name}': pixels near row {y0} are NaN or infinite.", "Export it with numbers everywhere."
+            )
+        low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
+        at_top += int((pixels >= top).sum()) if not dark else int((pixels <= 0).all(axis=0).sum())
+        if dark:
+            density = -np.log10(np.maximum(pixels.astype(np.float32), 1.0) / white[:, None, None, None]).mean(axis=0)
+            light[:, y0 : y0 + ROWS] = np.clip(np.rint(OD_STEPS * density), 0, 255)
+        else:
+            light[:, y0 : y0 + ROWS] = pixels[0]
+    if low == high:
+        raise InputError(
+            f"Stack '{slide.name}': every pixel is {low:g}: there is nothing in it.", "Choose another channel or file."
+        )
+    if at_top > MOST_SATURATED * light.size:
+        raise InputError(
+            f"Stack '{slide.name}': {at_top / light.size:.0%} of its voxels are {'black' if dark else 'saturated'}.",
+            "Image it again with less light or gain: what is cut off cannot be measured.",
+        )
+    every = light.ravel()[:: max(1, light.size // 4_000_000)]
+    ground = float(np.median(every))
+    flags = [] if planes > 1 else ["length_2d"]
+    bright = every[every > ground + 0.5 * (float(np.percentile(every, 99.9)) - ground)]
+    if not dark and bright.size and float((bright >= top).mean()) > SATURATED_SHAFT:
+        flags.append("saturated")
+    return Stack(light, voxel, ground), tuple(flags)
+
+
+def _white(slide: Slide, indices: Sequence[int]) -> NDArray[np.float64]:
+    """Return what blank glass is in each channel: the mode is tissue and glass alike, so a high percentile is."""
+    height, width = slide.shape
+    rows = min(ROWS, height)
+    pixels = slide.read(Box((height - rows) // 2, (height + rows) // 2, 0, width), channels=tuple(indices))
+    return np.asarray(np.maximum(np.percentile(pixels, 90, axis=(1, 2, 3)), 1.0))
+
+
+def _from_person(stack: Stack, traced: Sequence[Branch], file: str) -> list[Branch]:
+    """Return a person's traces on the ridges beside them.
+
+    Raises
+    ------
+    InputError
+        If they lie off the stack, look like pixels, or follow nothing bright.
+    """
+    size = np.array(stack.light.shape) * stack.voxel_um
+    every = np.concatenate([branch.path for branch in traced])
+    if np.isnan(every[:, 0]).any():
+        traced = [
+            Branch(with_depth(stack, b.path), b.parent, b.order, b.forks, b.name) if np.isnan(b.path).any() else b
+            for b in traced
+            if _inside(b.path, size).all()
+        ] or list(traced)
+        every = np.concatenate([branch.path for branch in traced])
+    if stack.flat:
+        every = every * (0.0, 1.0, 1.0)
+        traced = [Branch(b.path * (0.0, 1.0, 1.0), b.parent, b.order, b.forks, b.name) for b in traced]
+    outside = ~_inside(every, size)
+    in_pixels = _inside(every * stack.voxel_um, size)
+    if outside.mean() > 0.02:
+        extent = " x ".join(f"{side:.4g}" for side in size)
+        if in_pixels.all():
+            farthest = " / ".join(f"{value:.4g}" for value in every.max(axis=0))
+            raise InputError(
+                f"Trace '{file}': it reaches to {farthest}, beyond the stack of {extent} um, "
+                "but not beyond its pixels: it looks like pixels, not um.",
+                "Multiply z, y and x by the size of a voxel.",
+            )
+        raise InputError(
+            f"Trace '{file}': {outside.mean():.0%} of its points lie off the stack ({extent} um in z, y, x).",
+            "Give the trace of this stack, in um from its first voxel.",
+        )
+    laid = lay_on_ridge(stack, traced)
+    there, shifted = _light_below(stack, every), _light_below(stack, every * stack.voxel_um)
+    if there < 0.5 * shifted and shifted > 0:
+        raise InputError(
+            f"Trace '{file}': there is little light along it, and much where it would lie in pixels.",
+            "It looks like pixels, not um: multiply z, y and x by the size of a voxel.",
+        )
+    return laid
+
+
+def _inside(points: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.bool_]:
+    known = np.where(np.isnan(points), 0.0, points)
+    return np.asarray(((known >= -1.0) & (known <= size + 1.0)).all(axis=1))
+
+
+def _light_below(stack: Stack, points: NDArray[np.float64]) -> float:
+    """Return the median light at points, above the ground."""
+    index = np.rint(points[:: max(1, len(points) // 2000)] / stack.voxel_um).astype(int)
+    index = np.clip(index, 0, np.array(stack.light.shape) - 1)
+    return float(np.median(stack.light[tuple(index.T)].astype(np.float64)) - stack.ground)
+
+
+def projection(stack: Stack) -> NDArray[np.float32]:
+    """Return the brightest of each column of a stack, above the ground, (y, x)."""
+    brightest = stack.light.max(axis=0).astype(np.float32)
+    return np.asarray(np.maximum(brightest - np.float32(stack.ground), 0), dtype=np.float32)
+
+
+def _make(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"'{out}' is a file, not a folder.", "Name another --out.")
+    if not out.parent.is_dir():
+        raise InputError(f"There is no folder '{out.parent}'.", "Make it, or name another --out.")
+
+
+def _sholl(branches: Sequence[Branch], dendrites: Any, settings: SpineSettings, about: dict[str, str]) -> Any:
+    """Return crossings and length per ring of each tree round its root."""
+    import pandas as pd
+
+    rows = []
+    for tree in sorted(set(dendrites["tree"])):
+        own = [branch.path for branch, of in zip(branches, dendrites["tree"], strict=True) if of == tree]
+        scaled = [path * (settings.z_factor, 1.0, 1.0) for path in own]
+        found = paths.sholl(scaled, scaled[0][0], step_um=settings.sholl_step_um)
+        rows += [
+            {**about, "tree": int(tree), "radius_um": r, "crossings": int(n), "ring_length_um": length}
+            for r, n, length in zip(found.radius_um, found.crossings, found.ring_length_um, strict=True)
+        ]
+    return pd.DataFrame(rows, columns=["slide_id", "tree", "radius_um", "crossings", "ring_length_um"])
+
+
+def _write_traces(folder: Path, branches: Sequence[Branch], dendrites: Any) -> None:
+    radii = np.nan_to_num(dendrites["mean_diameter_um"].to_numpy() / 2, nan=0.3)
+    for tree in sorted(set(dendrites["tree"])):
+        numbers = [int(number) for number in np.flatnonzero(dendrites["tree"] == tree)]
+        place = {number: k for k, number in enumerate(numbers)}
+        own = [
+            Branch(branches[n].path, place.get(branches[n].parent, -1), branches[n].order, branches[n].forks)
+            for n in numbers
+        ]
+        store.write_bytes(folder / f"tree_{tree}.swc", swc_text(own, radii[numbers]).encode())
+
+
+def _strip(one: arbor.Found, row: Any, classes: Any) -> dict[str, Any]:
+    """Return a dendrite drawn straight, seen from above, and the spines on it."""
+    import pandas as pd
+
+    straight = one.scene.straight
+    near = np.abs(straight.w_um) <= 2.0
+    fine = straight.step_um[1]
+    return {
+        "name": f"{row.dendrite_id}   {row.length_um:.1f} µm   {row.n_spines} spines   "
+        f"{row.spines_per_10um:.2f} per 10 µm",
+        "picture": one.scene.smooth[:, :, near].max(axis=2).T,
+        "step_um": straight.step_um,
+        "start_um": one.scene.start_um,
+        "spots": pd.DataFrame(
+            {
+                "s_um": one.spots.suw[:, 0] * straight.step_um[0] - one.scene.start_um,
+                "u_um": (one.spots.suw[:, 1] - straight.light.shape[1] // 2) * fine,
+                "class": classes.to_numpy(),
+            }
+        ),
+    }
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".tif").removesuffix(".tiff").removesuffix(".ome")

@@ -1,0 +1,104 @@
+"""Tracing: lengths of tilted dendrites, ridges, forks, noise; the same for any strips."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from histoquant.analysis import dendrites, paths, ridge, tubes
+
+HOW = dendrites.Tracing((0.3, 0.5, 0.9), 8.0, 4.0, 4.0, 6.0)
+VOXEL = (1.0, 0.2, 0.2)
+
+
+def tube(lines, shape=(22, 110, 150), radius=0.55, noise=0.03, voxel=VOXEL):
+    """A stack of bright tubes along lines of points, as a Gaussian across them, smeared along z."""
+    grid = np.stack(np.meshgrid(*(np.arange(n) * v for n, v in zip(shape, voxel, strict=True)), indexing="ij"), axis=-1)
+    light = np.zeros(shape, dtype=np.float32)
+    for line in lines:
+        fine = paths.resampled(np.asarray(line, dtype=float), 0.1)
+        for point in fine:
+            low = np.clip(np.floor((point - 2.5) / voxel).astype(int), 0, None)
+            box = tuple(slice(a, int((p + 2.5) / v) + 2) for a, p, v in zip(low, point, voxel, strict=True))
+            off = (grid[box] - point) / (1.6, 1.0, 1.0)
+            light[box] = np.maximum(light[box], np.exp(-(off**2).sum(axis=-1) / radius**2))
+    light += np.random.default_rng(0).normal(0, noise, shape).astype(np.float32)
+    return ridge.Stack(light, voxel)
+
+
+def line(tilt_deg, plane_deg, length=17.0, start=(3.0, 3.0, 4.0)):
+    tilt, plane = np.radians([tilt_deg, plane_deg])
+    step = np.array([np.sin(tilt), np.cos(tilt) * np.sin(plane), np.cos(tilt) * np.cos(plane)])
+    return np.array([start, np.asarray(start) + length * step])
+
+
+@pytest.mark.parametrize(("tilt", "plane"), [(0, 0), (0, 37), (30, 20), (50, 45)])
+def test_traced_length_is_true_at_any_angle(tilt, plane):
+    drawn = line(tilt, plane)
+    (branch,) = dendrites.trace(tube([drawn]), HOW)
+    # Ends of tubes are round and blurred: up to a radius at each is not the path's error, so it is cut off both.
+    foot = paths.foot_of(branch.path, drawn)
+    inner = (foot.position_um > 1.5) & (foot.position_um < 15.5)
+    within = branch.path[inner]
+    true = np.ptp(foot.position_um[inner])
+    assert paths.length_um(within) == pytest.approx(true, rel=0.02)
+    assert branch.length_um == pytest.approx(17, abs=1.5)
+    assert foot.distance_um[inner].max() < 0.3
+
+
+def test_a_fork_makes_three_branches_with_orders():
+    trunk = line(0, 40, 10)
+    arms = [np.array([trunk[1], trunk[1] + step]) for step in ((0, 9.0, 1.0), (0, 0.5, 10.0))]
+    found = dendrites.trace(tube([trunk, *arms]), HOW)
+    assert len(found) == 3
+    assert sorted(branch.order for branch in found) == [1, 2, 2]
+    assert [branch.parent for branch in found] == [-1, 0, 0]
+    total = sum(branch.length_um for branch in found)
+    assert total == pytest.approx(10 + np.hypot(9, 1) + np.hypot(0.5, 10), abs=2.0)
+
+
+def test_noise_has_no_dendrites_and_neither_has_nothing():
+    noise = np.random.default_rng(1).normal(100, 5, (12, 90, 90)).astype(np.float32)
+    assert dendrites.trace(ridge.Stack(noise, VOXEL, 100.0), HOW) == []
+    assert dendrites.trace(ridge.Stack(np.zeros((5, 60, 60), np.float32), VOXEL), HOW) == []
+
+
+def test_a_gap_is_bridged_and_a_wide_one_is_not():
+    whole = line(0, 0, 22.0)
+    parts = [np.array([whole[0], whole[0] + (0, 0, 9.0)]), np.array([whole[0] + (0, 0, 11.5), whole[1]])]
+    assert len(dendrites.trace(tube(parts), HOW)) == 1
+    far = [parts[0], parts[1] + (0, 0, 5.0)]
+    assert len(dendrites.trace(tube(far), HOW)) == 2
+
+
+def test_a_trace_beside_the_ridge_is_laid_on_it():
+    drawn = line(20, 30)
+    stack = tube([drawn])
+    beside = paths.resampled(drawn, 0.5) + np.array([0.0, 0.35, -0.25])
+    (laid,) = dendrites.lay_on_ridge(stack, [dendrites.Branch(beside)])
+    before, after = (paths.foot_of(path, drawn).distance_um for path in (beside, laid.path))
+    assert before[2:-2].min() > 0.3
+    assert after[6:-6].max() < 0.15
+
+
+def test_a_line_without_depth_finds_it():
+    drawn = line(30, 20)
+    stack = tube([drawn])
+    found = ridge.with_depth(stack, drawn * (np.nan, 1.0, 1.0))
+    true = np.interp(paths.along_um(found * (0, 1, 1)), [0, np.hypot(*(drawn[1] - drawn[0])[1:])], drawn[:, 0])
+    assert np.abs(found[:, 0] - true).max() <= 1.0 + 1e-6  # one plane
+
+
+def test_tubularity_does_not_depend_on_strips(monkeypatch):
+    stack = tube([line(10, 35)])
+    whole = tubes.tubularity(stack, (0.3, 0.9))
+    monkeypatch.setattr(tubes, "STRIP_VOXELS", 22 * 150 * 17)
+    assert_array_equal(tubes.tubularity(stack, (0.3, 0.9)), whole)
+    middle = tuple(np.rint(line(10, 35).mean(axis=0) / VOXEL).astype(int))
+    assert whole[middle] > 20 * np.median(whole[whole > 0])
+
+
+def test_covered_counts_what_is_near_from_above():
+    path = paths.resampled(line(0, 0, 10), 0.1)
+    half = dendrites.Branch(path[:51] + np.array([3.0, 0.4, 0]))
+    assert dendrites.covered(path, [half], within_um=0.5) == pytest.approx(0.53, abs=0.03)
+    assert dendrites.covered(path, [], within_um=0.5) == 0
