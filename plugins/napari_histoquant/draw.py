@@ -10,6 +10,7 @@ from napari.layers import Shapes
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import (
+    QApplication,
     QCheckBox,
     QComboBox,
     QFileDialog,
@@ -29,12 +30,16 @@ from histoquant.inputs import read_recipe
 from histoquant.model.recipe import Recipe
 from histoquant.model.region import Region
 from histoquant.model.slide import Slide
-from napari_histoquant.layers import DRAWN, OUTLINES, UNITS, named, outline_layer
+from napari_histoquant.layers import DRAWN, OUTLINES, UNITS, named
 from napari_histoquant.opening import shown_slide
-from napari_histoquant.shapes import FEATURES, features_of, fills, regions_in, shapes_of
+from napari_histoquant.shapes import FEATURES, TEXT, UnfinishedError, features_of, fills, regions_in, shapes_of
+from napari_histoquant.view import camera_of
 
 LIVE_MS = 60
 """Pause after which derived regions follow an edit: a few pictures a second while a corner is dragged."""
+
+LINE_PX, DERIVED_PX = 2.5, 1.5
+"""Width of outlines on the screen, whatever the zoom."""
 
 UM2_PER_MM2 = 1e6
 
@@ -54,10 +59,10 @@ class DrawWidget(QWidget):
         self.derived: Shapes | None = None
         self.recipe: Recipe | None = None
         self._follows = False
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(LIVE_MS)
-        self._timer.timeout.connect(self._show_derived)
+        self._timer = _soon(self, self._show_derived)
+        self._still = _soon(self, self._when_still)
+        self._zoomed = _soon(self, self._fit_lines)
+        camera_of(napari_viewer).events.zoom.connect(self._zoom)
         self._build()
         self._say("Choose the file of the outlines, an old one or a new one, to begin.")
 
@@ -81,21 +86,22 @@ class DrawWidget(QWidget):
             drawing.change(shown[-1].metadata[DRAWN])
         self._drop_layers(*shown)
         self.slide, self.drawing = slide, drawing
-        data, settings, _ = outline_layer(
-            drawing.regions, slide.pixel_size_um, name=f"outlines · {named(slide)}", path=path
+        px = slide.pixel_size_um
+        self.layer = self.viewer.add_shapes(
+            ndim=2,
+            name=f"outlines · {named(slide)}",
+            scale=(px, px),
+            units=UNITS,
+            metadata={OUTLINES: path},
+            opacity=1.0,
         )
-        self.layer = self.viewer.add_shapes(data, **(settings if data else settings | {"ndim": 2, "text": None}))
-        if not data:
-            self.layer.features = features_of([])
-            self.layer.text = settings["text"]
-        self.layer.feature_defaults = self._stated()
+        self.layer.features = features_of([])
+        self.layer.text = TEXT
+        self._redraw()
         self.layer.events.data.connect(self._edited)
         self.layer.events.set_data.connect(self._moved)
-        self._follows = True
         self._file.setText(path.name)
         self._file.setToolTip(str(path))
-        self._list()
-        self._show_derived()
         self._say(f"{len(drawing.regions)} outlines; {drawing.n_undo} edits can be undone.")
 
     def use_recipe(self, path: Path) -> None:
@@ -144,14 +150,16 @@ class DrawWidget(QWidget):
         self._say(f"{what} done." if done else f"Nothing to {what}.")
 
     def _edited(self, event: Any) -> None:
-        """Save what was drawn, moved or deleted, once it is finished."""
-        said = str(getattr(event, "action", "changed")).rsplit(".", 1)[-1].casefold()
-        if self._follows and said not in ("adding", "removing", "changing") and not self._unfinished():
-            self.keep()
+        begun = str(getattr(event, "action", "")).rsplit(".", 1)[-1].casefold() in ("adding", "removing", "changing")
+        if self._follows and not begun:
+            self._still.start()
 
-    def _unfinished(self) -> bool:
-        # napari tells nobody else that a polygon still waits for its next corner.
-        return bool(getattr(self.layer, "_is_creating", False))
+    def _when_still(self) -> None:
+        """Save what was drawn, moved or deleted, once no button of the mouse is held."""
+        if QApplication.mouseButtons() != Qt.MouseButton.NoButton:
+            self._still.start()
+        elif self.drawing is not None and self.layer is not None:
+            self.keep()
 
     def _moved(self, event: Any = None) -> None:
         if self._follows:
@@ -164,6 +172,9 @@ class DrawWidget(QWidget):
         try:
             regions, rows = self._regions()
             changed = self.drawing.change(regions)
+        except UnfinishedError:
+            self._say("Click corner by corner; a double click ends the outline.")
+            return
         except HistoquantError as error:
             self._say(str(error), wrong=True)
             return
@@ -207,14 +218,30 @@ class DrawWidget(QWidget):
         edges = np.array([(*(part / 255 for part in colours[row["class"] or row["name"]]), 1.0) for row in rows])
         self.layer.edge_color = edges
         self.layer.face_color = fills(edges, rows)
-        self.layer.edge_width = [3] * len(rows)
         self.layer.refresh_text()
+        self._fit_lines()
+
+    def _zoom(self, event: Any = None) -> None:
+        self._zoomed.start()
+
+    def _fit_lines(self) -> None:
+        """Draw lines as wide on the screen as before: napari's are as wide as so many pixels of the slide."""
+        self._follows, followed = False, self._follows
+        for layer, width in ((self.layer, LINE_PX), (self.derived, DERIVED_PX)):
+            if layer is not None and layer in self.viewer.layers and len(layer.data):
+                layer.edge_width = [self._screen(width)] * len(layer.data)
+        self._follows = followed
+
+    def _screen(self, width: float) -> float:
+        """Return how many pixels of the slide so many of the screen are."""
+        assert self.slide is not None
+        return width / float(camera_of(self.viewer).zoom * self.slide.pixel_size_um)
 
     # ------------------------------------------------------------------ what the next region is
 
     def _stated(self) -> dict[str, Any]:
         name = self._name.currentText().strip() or "region"
-        parent = self._parent.currentText().strip()
+        parent = self._lies_in.currentText().strip()
         told = {"name": name, "parent": parent, "masked": self._masked.isChecked(), "label": name}
         return dict(FEATURES) | told
 
@@ -228,7 +255,7 @@ class DrawWidget(QWidget):
         self.layer.selected_data = set()
         self.layer.current_edge_color = (red, green, blue, 1.0)
         self.layer.current_face_color = (red, green, blue, 0.12)
-        self.layer.current_edge_width = 3
+        self.layer.current_edge_width = self._screen(LINE_PX)
         self._follows = True
 
     def rename(self) -> None:
@@ -263,7 +290,7 @@ class DrawWidget(QWidget):
     # ------------------------------------------------------------------ what follows from the outlines
 
     def _show_derived(self) -> None:
-        if self.slide is None or self.layer is None or self.recipe is None or self._unfinished():
+        if self.slide is None or self.layer is None or self.recipe is None:
             return
         px = self.slide.pixel_size_um
         try:
@@ -274,7 +301,7 @@ class DrawWidget(QWidget):
         found = derive(drawn, self.recipe.regions, slide_um=(height * px, width * px), pixel_size_um=px)
         in_pixels = [region for region in in_um(found.regions, 1 / px) if not region.geometry.is_empty]
         shapes = shapes_of(in_pixels, colours_of(region.name for region in in_pixels))
-        settings = {"shape_type": shapes.settings["shape_type"], "edge_width": 2, "face_color": "transparent"}
+        settings = {"shape_type": shapes.settings["shape_type"], "edge_width": self._screen(DERIVED_PX)}
         if self.derived is None or self.derived not in self.viewer.layers:
             active = self.viewer.layers.selection.active
             self.derived = self.viewer.add_shapes(
@@ -284,7 +311,8 @@ class DrawWidget(QWidget):
             self.viewer.layers.selection.active = active
         self.derived.data = []
         if shapes.data:
-            self.derived.add(shapes.data, edge_color=shapes.settings["edge_color"], **settings)
+            edges = shapes.settings["edge_color"]
+            self.derived.add(shapes.data, edge_color=edges, face_color="transparent", **settings)
             self.derived.features = shapes.settings["features"]
             self.derived.text = shapes.settings["text"]
         self._list(found)
@@ -318,10 +346,10 @@ class DrawWidget(QWidget):
                 parent.addChild(item)
         self._tree.expandAll()
         names = dict.fromkeys(["", *(region.name for region, _ in rows if not region.is_line)])
-        kept = self._parent.currentText()
-        self._parent.clear()
-        self._parent.addItems(names)
-        self._parent.setCurrentText(kept)
+        kept = self._lies_in.currentText()
+        self._lies_in.clear()
+        self._lies_in.addItems(names)
+        self._lies_in.setCurrentText(kept)
         self._undo.setEnabled(self.drawing.n_undo > 0)
         self._redo.setEnabled(self.drawing.n_redo > 0)
         if found is not None:
@@ -335,19 +363,19 @@ class DrawWidget(QWidget):
         self._name = QComboBox()
         self._name.setEditable(True)
         self._name.setToolTip("What the next region is called; choose or type. 'Ignore...' masks its ground.")
-        self._parent = QComboBox()
-        self._parent.setEditable(True)
-        self._parent.setToolTip("The region it lies in, if any; its cells are counted in both.")
+        self._lies_in = QComboBox()
+        self._lies_in.setEditable(True)
+        self._lies_in.setToolTip("The region it lies in, if any; its cells are counted in both.")
         self._masked = QCheckBox("leave its ground out everywhere")
         self._name.currentTextChanged.connect(lambda _: self._state_next())
-        self._parent.currentTextChanged.connect(lambda _: self._state_next())
+        self._lies_in.currentTextChanged.connect(lambda _: self._state_next())
         self._masked.toggled.connect(lambda _: self._state_next())
         self._fill_names()
         form = QFormLayout()
         form.addRow(button("Outlines…", self._ask_file), self._file)
         form.addRow(button("Recipe…", self._ask_recipe), self._recipe)
         form.addRow("Region", self._name)
-        form.addRow("lies in", self._parent)
+        form.addRow("lies in", self._lies_in)
         form.addRow("Mask", self._masked)
         self._undo, self._redo = button("Undo", self.undo), button("Redo", self.redo)
         buttons = QGridLayout()
@@ -361,7 +389,8 @@ class DrawWidget(QWidget):
         buttons.addWidget(self._redo, 2, 1)
         self._tree = QTreeWidget()
         self._tree.setHeaderLabels(["Region", "Size", ""])
-        self._tree.setColumnWidth(0, 150)
+        self._tree.setColumnWidth(0, 140)
+        self._tree.setColumnWidth(1, 90)
         self._tree.setMinimumHeight(140)
         self._waiting, self._message = QLabel(), QLabel()
         for label in (self._waiting, self._message):
@@ -399,6 +428,15 @@ class DrawWidget(QWidget):
                 action(Path(path))
             except HistoquantError as error:
                 self._say(str(error), wrong=True)
+
+
+def _soon(owner: QWidget, action: Any) -> QTimer:
+    """Return a timer that does something once, a moment after it was started last."""
+    timer = QTimer(owner)
+    timer.setSingleShot(True)
+    timer.setInterval(LIVE_MS)
+    timer.timeout.connect(action)
+    return timer
 
 
 def button(text: str, action: Any) -> QPushButton:

@@ -42,8 +42,9 @@ FLAT_PX = 4096
 side: napari would read all of it again at every move."""
 
 LOOKED_AT_PX = 4_000_000
-CONTRAST = (1.0, 99.8)
-"""Percentiles of the smallest level that are shown as black and as full colour."""
+BLACK, BLACK_AMONG_OTHERS, FULL = 1.0, 50.0, 99.8
+"""Percentiles of the smallest level that are shown as black, alone and where channels are added up, and in full colour.
+Half of a fluorescent section is background at least; shown, it would drown the other channels."""
 
 CELL_UM = 9.0
 NEGATIVE = (0.75, 0.75, 0.75, 0.55)
@@ -77,8 +78,9 @@ def slide_layers(slide: Slide) -> list[LayerData]:
         settings = {
             "name": f"{channel} · {name}",
             "colormap": maps[index],
-            "contrast_limits": _limits(smallest[index]),
+            "contrast_limits": _limits(smallest[index], alone=len(slide.channels) == 1),
             "blending": "additive",
+            "visible": maps[index] != UNSTAINED_COLOURMAP,
         }
         layers.append((_data([level[index] for level in levels]), shared | settings, "image"))
     return layers
@@ -132,7 +134,7 @@ def _colourmaps(channels: Sequence[str]) -> list[str]:
     return ["gray"] if len(channels) == 1 else maps
 
 
-def _limits(level: Any) -> tuple[float, float]:
+def _limits(level: Any, *, alone: bool) -> tuple[float, float]:
     """Return the intensities between which a channel is shown, from its smallest level."""
     if level.ndim == 3:
         level = level[level.shape[0] // 2]
@@ -141,7 +143,7 @@ def _limits(level: Any) -> tuple[float, float]:
     seen = seen[np.isfinite(seen)]
     if not seen.size:
         return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(seen, CONTRAST))
+    low, high = (float(value) for value in np.percentile(seen, (BLACK if alone else BLACK_AMONG_OTHERS, FULL)))
     return low, max(high, low + (1.0 if seen.dtype.kind in "iu" else 1e-6))
 
 

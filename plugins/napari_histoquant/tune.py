@@ -31,7 +31,7 @@ from histoquant.inputs import read_recipe
 from histoquant.model.panel import called_markers
 from histoquant.model.recipe import Recipe, parse_recipe
 from histoquant.model.recipe_toml import recipe_toml
-from histoquant.model.slide import Box, Slide
+from histoquant.model.slide import Slide
 from histoquant.preview import Bench, Step, Trial, threshold_of
 from histoquant.registry import open_slide
 from histoquant.starter import brightfield_recipe, starter_recipe
@@ -39,8 +39,9 @@ from histoquant.store import write_bytes
 from napari_histoquant.draw import button
 from napari_histoquant.form_view import FormView
 from napari_histoquant.histogram import Histogram
-from napari_histoquant.layers import SLIDE, UNITS, call_colours, cell_layer
+from napari_histoquant.layers import UNITS, call_colours, cell_layer
 from napari_histoquant.opening import calibrated, shown_slide
+from napari_histoquant.view import visible_box
 
 CONTROL_PX = 4_000_000
 """Of a control section that is measured; the batch takes all of it."""
@@ -418,14 +419,3 @@ def _sampled(bench: Bench, recipe: Recipe) -> Any:
     yield Step(0, 0, "" if bench.surveyed(recipe) else "surveying the control, once")
     trial = yield from bench.trial(recipe, bench.sample_box(recipe, CONTROL_PX))
     return trial
-
-
-def visible_box(viewer: Any, slide: Slide) -> Box:
-    """Return the part of a slide that the canvas shows, in full-resolution pixels."""
-    layer = next(layer for layer in viewer.layers if layer.metadata.get(SLIDE) is slide)
-    rows = slice(-3, -1) if getattr(layer, "rgb", False) and layer.corner_pixels.shape[1] > 2 else slice(-2, None)
-    factors = np.asarray(layer.downsample_factors[layer.data_level])[rows] if layer.multiscale else np.ones(2)
-    corners = layer.corner_pixels[:, rows]
-    (y0, x0), (y1, x1) = np.floor(corners[0] * factors), np.ceil((corners[1] + 1) * factors)
-    height, width = slide.shape
-    return Box(max(0, int(y0)), min(height, int(y1)), max(0, int(x0)), min(width, int(x1)))
