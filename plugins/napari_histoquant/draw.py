@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Shapes
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtGui import QColor, QIcon, QPixmap
+from napari.qt.threading import thread_worker
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QApplication,
     QCheckBox,
@@ -17,9 +17,6 @@ from qtpy.QtWidgets import (
     QFormLayout,
     QGridLayout,
     QLabel,
-    QPushButton,
-    QTreeWidget,
-    QTreeWidgetItem,
     QVBoxLayout,
     QWidget,
 )
@@ -30,18 +27,16 @@ from histoquant.inputs import read_recipe
 from histoquant.model.recipe import Recipe
 from histoquant.model.region import Region
 from histoquant.model.slide import Slide
+from histoquant.survey import tissue_of
+from napari_histoquant.controls import button, soon, swatch
 from napari_histoquant.layers import DRAWN, OUTLINES, UNITS, named
 from napari_histoquant.opening import shown_slide
+from napari_histoquant.region_tree import RegionTree
 from napari_histoquant.shapes import FEATURES, TEXT, UnfinishedError, features_of, fills, regions_in, shapes_of
 from napari_histoquant.view import camera_of
 
-LIVE_MS = 60
-"""Pause after which derived regions follow an edit: a few pictures a second while a corner is dragged."""
-
 LINE_PX, DERIVED_PX = 2.5, 1.5
 """Width of outlines on the screen, whatever the zoom."""
-
-UM2_PER_MM2 = 1e6
 
 
 class DrawWidget(QWidget):
@@ -58,10 +53,11 @@ class DrawWidget(QWidget):
         self.layer: Shapes | None = None
         self.derived: Shapes | None = None
         self.recipe: Recipe | None = None
+        self._tissue: Any = None
         self._follows = False
-        self._timer = _soon(self, self._show_derived)
-        self._still = _soon(self, self._when_still)
-        self._zoomed = _soon(self, self._fit_lines)
+        self._timer = soon(self, self._show_derived)
+        self._still = soon(self, self._when_still)
+        self._zoomed = soon(self, self._fit_lines)
         camera_of(napari_viewer).events.zoom.connect(self._zoom)
         self._build()
         self._say("Choose the file of the outlines, an old one or a new one, to begin.")
@@ -102,7 +98,8 @@ class DrawWidget(QWidget):
         self.layer.events.set_data.connect(self._moved)
         self._file.setText(path.name)
         self._file.setToolTip(str(path))
-        self._say(f"{len(drawing.regions)} outlines; {drawing.n_undo} edits can be undone.")
+        self._find_tissue()
+        self._say(f"{len(drawing.regions)} outline(s); {drawing.n_undo} edit(s) can be undone.")
 
     def use_recipe(self, path: Path) -> None:
         """Take names and derived regions from a recipe."""
@@ -110,6 +107,7 @@ class DrawWidget(QWidget):
         self._recipe.setText(path.name)
         self._fill_names()
         self._show_derived()
+        self._find_tissue()
 
     def _drop_layers(self, *others: Shapes) -> None:
         self._follows = False
@@ -186,7 +184,7 @@ class DrawWidget(QWidget):
         if changed:
             self._list()
             self._timer.start()
-            self._say(f"Saved; {self.drawing.n_undo} edits can be undone.")
+            self._say(f"Saved; {self.drawing.n_undo} edit(s) can be undone.")
 
     def _regions(self) -> tuple[list[Region], list[dict[str, Any]]]:
         assert self.drawing is not None
@@ -284,7 +282,7 @@ class DrawWidget(QWidget):
         text = self._name.currentText()
         self._name.clear()
         for name in offered:
-            self._name.addItem(_swatch(self._colour(name)), name)
+            self._name.addItem(swatch(self._colour(name)), name)
         self._name.setCurrentText(text or next(iter(offered)))
 
     # ------------------------------------------------------------------ what follows from the outlines
@@ -298,7 +296,8 @@ class DrawWidget(QWidget):
         except HistoquantError:
             return
         height, width = self.slide.shape
-        found = derive(drawn, self.recipe.regions, slide_um=(height * px, width * px), pixel_size_um=px)
+        whole = (height * px, width * px)
+        found = derive(drawn, self.recipe.regions, slide_um=whole, pixel_size_um=px, tissue=self._tissue)
         in_pixels = [region for region in in_um(found.regions, 1 / px) if not region.geometry.is_empty]
         shapes = shapes_of(in_pixels, colours_of(region.name for region in in_pixels))
         settings = {"shape_type": shapes.settings["shape_type"], "edge_width": self._screen(DERIVED_PX)}
@@ -317,38 +316,35 @@ class DrawWidget(QWidget):
             self.derived.text = shapes.settings["text"]
         self._list(found)
 
+    def _find_tissue(self) -> None:
+        """Look for the tissue in a thread: what is derived is kept within it, once it is found."""
+        self._tissue = None
+        if self.slide is None or self.recipe is None:
+            return
+        asked = self.slide, self.recipe
+        worker = _tissue_of(*asked)
+        worker.returned.connect(lambda tissue: self._found_tissue(asked, tissue))
+        worker.errored.connect(self._failed)
+        worker.start()
+
+    def _found_tissue(self, asked: tuple[Slide, Recipe], tissue: Any) -> None:
+        if asked == (self.slide, self.recipe):
+            self._tissue = tissue
+            self._show_derived()
+
+    def _failed(self, error: Exception) -> None:
+        if not isinstance(error, HistoquantError):
+            raise error
+        self._say(str(error), wrong=True)
+
     def _list(self, found: Derived | None = None) -> None:
-        """List the regions by their parents, with areas; what is derived stands in italics."""
         assert self.drawing is not None
         assert self.slide is not None
-        self._tree.clear()
-        items: dict[str, QTreeWidgetItem] = {}
-        px = self.slide.pixel_size_um
-        rows = [(region, False) for region in in_um(self.drawing.regions, px)]
-        rows += [(region, True) for region in (() if found is None else found.regions)]
-        for region, is_derived in rows:
-            kind = "line" if region.is_line else "mask" if region.masked else ""
-            area = (
-                f"{region.geometry.length:,.0f} um" if region.is_line else f"{region.geometry.area / UM2_PER_MM2:.4f}"
-            )
-            item = QTreeWidgetItem([region.name, area, "derived" if is_derived else kind])
-            item.setTextAlignment(1, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-            item.setIcon(0, _swatch(self._colour(region.classification or region.name)))
-            font = item.font(0)
-            font.setItalic(is_derived)
-            item.setFont(0, font)
-            items.setdefault(region.name, item)
-            rule = None if self.recipe is None else self.recipe.regions.get(region.name)
-            parent = items.get(region.parent or (rule.parent if rule is not None else None) or "")
-            if parent is None or parent is item:
-                self._tree.addTopLevelItem(item)
-            else:
-                parent.addChild(item)
-        self._tree.expandAll()
-        names = dict.fromkeys(["", *(region.name for region, _ in rows if not region.is_line)])
+        drawn = in_um(self.drawing.regions, self.slide.pixel_size_um)
+        self._tree.show_regions(drawn, () if found is None else found.regions, self.recipe)
         kept = self._lies_in.currentText()
         self._lies_in.clear()
-        self._lies_in.addItems(names)
+        self._lies_in.addItems(list(dict.fromkeys(["", *(region.name for region in drawn if not region.is_line)])))
         self._lies_in.setCurrentText(kept)
         self._undo.setEnabled(self.drawing.n_undo > 0)
         self._redo.setEnabled(self.drawing.n_redo > 0)
@@ -387,11 +383,7 @@ class DrawWidget(QWidget):
         buttons.addWidget(button("Name selected", self.rename), 1, 2)
         buttons.addWidget(self._undo, 2, 0)
         buttons.addWidget(self._redo, 2, 1)
-        self._tree = QTreeWidget()
-        self._tree.setHeaderLabels(["Region", "Size", ""])
-        self._tree.setColumnWidth(0, 140)
-        self._tree.setColumnWidth(1, 90)
-        self._tree.setMinimumHeight(140)
+        self._tree = RegionTree()
         self._waiting, self._message = QLabel(), QLabel()
         for label in (self._waiting, self._message):
             label.setWordWrap(True)
@@ -430,23 +422,6 @@ class DrawWidget(QWidget):
                 self._say(str(error), wrong=True)
 
 
-def _soon(owner: QWidget, action: Any) -> QTimer:
-    """Return a timer that does something once, a moment after it was started last."""
-    timer = QTimer(owner)
-    timer.setSingleShot(True)
-    timer.setInterval(LIVE_MS)
-    timer.timeout.connect(action)
-    return timer
-
-
-def button(text: str, action: Any) -> QPushButton:
-    """Return a button that does something."""
-    button = QPushButton(text)
-    button.clicked.connect(lambda _checked=False: action())
-    return button
-
-
-def _swatch(colour: tuple[int, int, int]) -> QIcon:
-    pixmap = QPixmap(12, 12)
-    pixmap.fill(QColor(*colour))
-    return QIcon(pixmap)
+@thread_worker  # type: ignore[misc]
+def _tissue_of(slide: Slide, recipe: Recipe) -> Any:
+    return tissue_of(slide, recipe)

@@ -36,7 +36,7 @@ from histoquant.preview import Bench, Step, Trial, threshold_of
 from histoquant.registry import open_slide
 from histoquant.starter import brightfield_recipe, starter_recipe
 from histoquant.store import write_bytes
-from napari_histoquant.draw import button
+from napari_histoquant.controls import button
 from napari_histoquant.form_view import FormView
 from napari_histoquant.histogram import Histogram
 from napari_histoquant.layers import UNITS, call_colours, cell_layer
@@ -49,6 +49,13 @@ CONTROL_PX = 4_000_000
 
 NONE = Threshold(math.inf, "none")
 """Of a marker whose threshold is not known yet: nothing reaches it."""
+
+
+SOURCES = {
+    "fixed": "threshold stated",
+    "auto": "threshold from this area alone",
+    "controls": "threshold from the control",
+}
 
 
 class TuneWidget(QWidget):
@@ -297,8 +304,8 @@ class TuneWidget(QWidget):
                 continue
             n = int(cells[f"{marker}_positive"].sum())
             share = f"{100 * n / len(cells):.1f} %, " if len(cells) else ""
-            source = self.thresholds[marker].source
-            lines.append(f"{marker}+ {n:,} ({share}{n / self.trial.area_mm2:,.0f} per mm²; threshold {source})")
+            source = SOURCES[self.thresholds[marker].source]
+            lines.append(f"{marker}+ {n:,} ({share}{n / self.trial.area_mm2:,.0f} per mm²; {source})")
         self._say("\n".join(lines))
 
     def _show_histogram(self) -> None:
