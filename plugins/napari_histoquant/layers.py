@@ -6,6 +6,7 @@ count from the corner, are not.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ def slide_layers(slide: Slide) -> list[LayerData]:
         step = slide.z_step_um or px
         place = {"scale": (step, px, px), "translate": (0, px / 2, px / 2), "units": ("um", *UNITS)}
     name = named(slide)
-    shared = place | {"metadata": {SLIDE: slide}, "multiscale": len(levels) > 1}
+    shared = place | {"metadata": {SLIDE: kept(slide)}, "multiscale": len(levels) > 1}
     if slide.brightfield:
         pictures = [_moved(level[:3]) for level in levels]
         return [(_data(pictures), shared | {"name": name, "rgb": True}, "image")]
@@ -84,6 +85,12 @@ def slide_layers(slide: Slide) -> list[LayerData]:
         }
         layers.append((_data([level[index] for level in levels]), shared | settings, "image"))
     return layers
+
+
+def kept(slide: Slide) -> Slide:
+    """Return a slide that closes its files when nothing holds it any more, as when its layers are removed."""
+    weakref.finalize(slide, slide.close)
+    return slide
 
 
 def named(slide: Slide) -> str:

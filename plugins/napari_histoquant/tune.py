@@ -39,7 +39,7 @@ from histoquant.store import write_bytes
 from napari_histoquant.controls import button
 from napari_histoquant.form_view import FormView
 from napari_histoquant.histogram import Histogram
-from napari_histoquant.layers import UNITS, call_colours, cell_layer
+from napari_histoquant.layers import UNITS, call_colours, cell_layer, kept
 from napari_histoquant.opening import calibrated, shown_slide
 from napari_histoquant.view import visible_box
 
@@ -152,7 +152,7 @@ class TuneWidget(QWidget):
         if self.recipe is None:
             self._say("Load a recipe first.", wrong=True)
             return
-        slide = calibrated(open_slide(path))
+        slide = kept(calibrated(open_slide(path)))
         self._control_slides.append(slide)
         self._start(_sampled(self.bench(slide), self.recipe), self._controlled)
 
