@@ -54,6 +54,7 @@ class DrawWidget(QWidget):
         self.derived: Shapes | None = None
         self.recipe: Recipe | None = None
         self._tissue: Any = None
+        self._found = Derived((), ())
         self._follows = False
         self._timer = soon(self, self._show_derived)
         self._still = soon(self, self._when_still)
@@ -314,7 +315,8 @@ class DrawWidget(QWidget):
             self.derived.add(shapes.data, edge_color=edges, face_color="transparent", **settings)
             self.derived.features = shapes.settings["features"]
             self.derived.text = shapes.settings["text"]
-        self._list(found)
+        self._found = found
+        self._list()
 
     def _find_tissue(self) -> None:
         """Look for the tissue in a thread: what is derived is kept within it, once it is found."""
@@ -324,33 +326,30 @@ class DrawWidget(QWidget):
         asked = self.slide, self.recipe
         worker = _tissue_of(*asked)
         worker.returned.connect(lambda tissue: self._found_tissue(asked, tissue))
-        worker.errored.connect(self._failed)
         worker.start()
 
     def _found_tissue(self, asked: tuple[Slide, Recipe], tissue: Any) -> None:
-        if asked == (self.slide, self.recipe):
+        if asked != (self.slide, self.recipe):
+            return
+        if isinstance(tissue, HistoquantError):
+            self._say(str(tissue), wrong=True)
+        else:
             self._tissue = tissue
             self._show_derived()
 
-    def _failed(self, error: Exception) -> None:
-        if not isinstance(error, HistoquantError):
-            raise error
-        self._say(str(error), wrong=True)
-
-    def _list(self, found: Derived | None = None) -> None:
+    def _list(self) -> None:
         assert self.drawing is not None
         assert self.slide is not None
         drawn = in_um(self.drawing.regions, self.slide.pixel_size_um)
-        self._tree.show_regions(drawn, () if found is None else found.regions, self.recipe)
+        self._tree.show_regions(drawn, self._found.regions, self.recipe)
         kept = self._lies_in.currentText()
         self._lies_in.clear()
         self._lies_in.addItems(list(dict.fromkeys(["", *(region.name for region in drawn if not region.is_line)])))
         self._lies_in.setCurrentText(kept)
         self._undo.setEnabled(self.drawing.n_undo > 0)
         self._redo.setEnabled(self.drawing.n_redo > 0)
-        if found is not None:
-            self._waiting.setText("\n".join(found.waiting))
-            self._waiting.setVisible(bool(found.waiting))
+        self._waiting.setText("\n".join(self._found.waiting))
+        self._waiting.setVisible(bool(self._found.waiting))
 
     # ------------------------------------------------------------------ the form
 
@@ -424,4 +423,7 @@ class DrawWidget(QWidget):
 
 @thread_worker  # type: ignore[misc]
 def _tissue_of(slide: Slide, recipe: Recipe) -> Any:
-    return tissue_of(slide, recipe)
+    try:
+        return tissue_of(slide, recipe)
+    except HistoquantError as error:
+        return error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +172,7 @@ class TuneWidget(QWidget):
             return
         self.worker = _walk(steps)
         self.worker.yielded.connect(self._progressed)
-        self.worker.returned.connect(done)
-        self.worker.errored.connect(self._failed)
+        self.worker.returned.connect(lambda made: self._returned(made, done))
         self.worker.finished.connect(self._ended)
         self._busy(True)
         self.worker.start()
@@ -184,10 +183,11 @@ class TuneWidget(QWidget):
         if step.what:
             self._say(f"{step.what[0].upper()}{step.what[1:]} …")
 
-    def _failed(self, error: Exception) -> None:
-        if not isinstance(error, HistoquantError):
-            raise error
-        self._say(str(error), wrong=True)
+    def _returned(self, made: Trial | HistoquantError | None, done: Callable[[Trial], None]) -> None:
+        if isinstance(made, HistoquantError):
+            self._say(str(made), wrong=True)
+        elif made is not None:  # nothing is made when it was cancelled
+            done(made)
 
     def _ended(self) -> None:
         self.worker = None
@@ -196,14 +196,10 @@ class TuneWidget(QWidget):
             self._say("Cancelled; nothing was changed.")
 
     def _previewed(self, trial: Trial) -> None:
-        if trial is None:
-            return
         self.trial = trial
         self.recall()
 
     def _controlled(self, trial: Trial) -> None:
-        if trial is None:
-            return
         self.controls = [each for each in self.controls if each.work.slide.path != trial.work.slide.path] + [trial]
         names = ", ".join(each.work.slide.name for each in self.controls)
         share = 100 * trial.area_mm2 / (np.prod(trial.work.slide.shape) * trial.work.slide.pixel_size_um**2 / 1e6)
@@ -417,8 +413,14 @@ class TuneWidget(QWidget):
 
 @thread_worker  # type: ignore[misc]
 def _walk(steps: Any) -> Any:
-    """Go through the steps of a trial in a thread; napari asks between two steps whether to go on."""
-    trial = yield from steps
+    """Go through the steps of a trial in a thread, and return it or what keeps it from being made.
+
+    napari asks between two steps whether to go on.
+    """
+    try:
+        trial = yield from steps
+    except HistoquantError as error:
+        return error
     return trial
 
 
