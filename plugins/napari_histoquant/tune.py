@@ -32,24 +32,20 @@ from histoquant.model.panel import called_markers
 from histoquant.model.recipe import Recipe, parse_recipe
 from histoquant.model.recipe_toml import recipe_toml
 from histoquant.model.slide import Slide
-from histoquant.pipeline import Measured
 from histoquant.preview import Bench, Step, Trial, threshold_of
 from histoquant.registry import open_slide
 from histoquant.starter import brightfield_recipe, starter_recipe
 from histoquant.store import write_bytes
-from napari_histoquant.controls import button
+from napari_histoquant.controls import button, soon
 from napari_histoquant.form_view import FormView
 from napari_histoquant.histogram import Histogram
-from napari_histoquant.layers import CELL_UM, UNITS, cell_layer, kept, marker_colours
+from napari_histoquant.layers import UNITS, call_colours, cell_layer, kept
 from napari_histoquant.opening import calibrated, shown_slide
 from napari_histoquant.view import visible_box
 
 CONTROL_PX = 4_000_000
 """Of a control section that is measured; the batch takes all of it."""
 
-
-WIDER = 0.2
-"""By how much of a cell's ring that of each marker is wider: a cell positive for two shows both."""
 
 NONE = Threshold(math.inf, "none")
 """Of a marker whose threshold is not known yet: nothing reaches it."""
@@ -75,9 +71,9 @@ class TuneWidget(QWidget):
         self.worker: Any = None
         self._benches: dict[int, Bench] = {}
         self._control_slides: list[Slide] = []
-        self._rings: dict[str, Points] = {}
-        self._shown: Measured | None = None
+        self._points: Points | None = None
         self._nuclei: Labels | None = None
+        self._drawn = soon(self, self._show_cells)
         self._build()
         self._say("Load a recipe, or begin one from the channels of the slide.")
 
@@ -257,9 +253,10 @@ class TuneWidget(QWidget):
             return
         self.trial = self.trial.under(self.recipe)
         self.thresholds[marker] = Threshold(value, "fixed")
-        self._show_cells()
         self._histogram.show_threshold(value)
         self._show_value(value)
+        self._count(self.cells(), called_markers(self.trial.work.panel))
+        self._drawn.start()  # the rings follow when the line rests: napari takes half a second for 50,000 of them
 
     def cells(self) -> Any:
         """Return the cells of the preview with their calls; none is positive for a marker without a threshold."""
@@ -268,17 +265,18 @@ class TuneWidget(QWidget):
 
     def _show_cells(self) -> None:
         trial = self.trial
-        assert trial is not None
+        if trial is None:
+            return
         cells, markers = self.cells(), called_markers(trial.work.panel)
-        if not all(layer in self.viewer.layers for layer in self._rings.values()) or self._shown is not trial.measured:
+        points = self._points
+        if points is not None and points in self.viewer.layers and points.metadata["measured"] is trial.measured:
+            points.border_color = call_colours(cells, markers)
+        else:
             self._replace_layers(trial, cells, markers)
-        for marker in markers:
-            # Only what is shown is drawn, so that a threshold moves as fast as few positives allow.
-            self._rings[marker].shown = cells[f"{marker}_positive"].to_numpy(dtype=bool)
         self._count(cells, markers)
 
     def _replace_layers(self, trial: Trial, cells: Any, markers: Sequence[str]) -> None:
-        for layer in (self._nuclei, *self._rings.values()):
+        for layer in (self._points, self._nuclei):
             if layer is not None and layer in self.viewer.layers:
                 self.viewer.layers.remove(layer)
         active = self.viewer.layers.selection.active
@@ -292,12 +290,9 @@ class TuneWidget(QWidget):
             opacity=0.6,
         )
         self._nuclei.contour = 1
-        data, settings, _ = cell_layer(cells, (), name="preview · cells")
-        self._rings = {"": self.viewer.add_points(data, **settings)}
-        for number, (marker, colour) in enumerate(marker_colours(markers).items(), start=1):
-            place = {"name": f"preview · {marker}+", "border_color": colour, "size": CELL_UM * (1 + WIDER * number)}
-            self._rings[marker] = self.viewer.add_points(data, **settings | place)
-        self._shown = trial.measured
+        data, settings, _ = cell_layer(cells, markers, name="preview · cells")
+        settings["metadata"] = {"measured": trial.measured}
+        self._points = self.viewer.add_points(data, **settings)
         self.viewer.layers.selection.active = active
 
     def _count(self, cells: Any, markers: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from napari_histoquant import tune, view
+from napari_histoquant.layers import marker_colours
 
 from histoquant.analysis.positivity import Threshold
 from histoquant.inputs import read_recipe
@@ -70,9 +71,7 @@ def test_the_area_shown_is_the_area_measured(tuned, qtbot):
     widget.preview()
     done(qtbot, widget)
     assert widget.trial.box == box
-    labels, points, rings = (layer for layer in viewer.layers if layer.name.startswith("preview"))
-    assert rings.name == "preview · tunel+"
-    assert np.array_equal(rings.data, points.data)
+    labels, points = (layer for layer in viewer.layers if layer.name.startswith("preview"))
     assert labels.data.shape == box.shape
     # each point lies on its nucleus: layers of the preview lie on each other
     place = np.array([labels.world_to_data(point) for point in points.data])
@@ -90,11 +89,13 @@ def test_a_threshold_that_moves_calls_anew_and_reads_nothing(tuned, qtbot, monke
     assert widget.cells()["tunel_positive"].sum() == 0 < before
     assert widget.recipe.panel["tunel"].positive.threshold == 1e6
     assert widget._value.value() == 1e6
-    assert not widget._rings["tunel"].shown.any()
-    assert widget._rings[""].shown.all()
+    assert "tunel+ 0 " in widget._message.text()
+    qtbot.waitUntil(lambda: len(np.unique(widget._points.border_color, axis=0)) == 1)
     widget._histogram.moved.emit(150.0)  # as dragging the line does
-    assert np.array_equal(widget._rings["tunel"].shown, widget.cells()["tunel_positive"])
-    assert widget._rings["tunel"].shown.sum() == before
+    colour = np.array(marker_colours(["tunel"])["tunel"])
+    qtbot.waitUntil(
+        lambda: (np.abs(widget._points.border_color - colour).max(axis=1) < 1e-6).sum() == before, timeout=5000
+    )
     assert widget._histogram.line.get_xdata()[0] == 150.0
     assert f"tunel+ {before:,}" in widget._message.text()
 

@@ -29,7 +29,7 @@ from histoquant.samples import sample_study
 
 HEAD = "| what | median ms | slowest ms | median ms of processor time |\n|---|---|---|---|"
 PANS = 20
-MOVES = 30
+MOVES = 20
 
 
 def main() -> None:
@@ -84,7 +84,8 @@ def _move(viewer: napari.Viewer, n_cells: int) -> None:
     widget.trial = trial.under(widget.recipe)
     widget.recall()
     moves = [_seconds(lambda value=v: widget.set_threshold(value)) for v in values]
-    _row(f"move the threshold of {n_cells:,} cells, until the screen shows it", moves)
+    _row(f"move the threshold of {n_cells:,} cells: line, counts and form", moves)
+    _row(f"draw the rings of {n_cells:,} cells, when the line rests", [_seconds(widget._show_cells) for _ in values])
     slide.close()
 
 
