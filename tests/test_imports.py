@@ -46,7 +46,7 @@ def test_imports_run_one_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_every_module_has_its_layer() -> None:
     """A module that no layer names would be free to import anything."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (contract,) = settings["tool"]["importlinter"]["contracts"]
+    contract = settings["tool"]["importlinter"]["contracts"][0]
     named = {name.strip() for layer in contract["layers"] for name in layer.split("|")}
     tops = {f"histoquant.{path.stem}" for path in (ROOT / "histoquant").iterdir() if path.suffix == ".py"}
     tops |= {f"histoquant.{path.parent.name}" for path in (ROOT / "histoquant").glob("*/__init__.py")}
@@ -75,6 +75,21 @@ def test_listing_plugins_imports_none_of_their_libraries() -> None:
     ).split()
     assert "histoquant.registry" in loaded
     assert {"dask", "pandas", "skimage", "scipy", "zarr", "tifffile", "pydantic"} & set(loaded) == set()
+
+
+@pytest.mark.parametrize("absent", [["napari"], ["qtpy"], ["PySide6", "PyQt6", "PyQt5", "PySide2"]])
+def test_the_napari_plugin_says_which_extra_it_needs(absent: list[str]) -> None:
+    said = _python(
+        f"""
+import sys
+sys.modules |= dict.fromkeys({absent!r})
+try:
+    import napari_histoquant
+except ImportError as error:
+    print(error)
+"""
+    )
+    assert said == ("The napari plug-in needs napari and Qt, which are not installed. pip install 'histoquant[gui]'\n")
 
 
 def test_files_stay_readable() -> None:
