@@ -1,0 +1,301 @@
+"""The widgets of a review: what is chosen, what is seen, what can be done. It decides nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDialog,
+    QDialogButtonBox,
+    QFormLayout,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QProgressBar,
+    QPushButton,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+
+from histoquant.model.edit import ACCEPT, ADD, CALL, DELETE, UNBLIND, UNDO, Edit, Value
+from napari_histoquant.queue import ALL, BORDERLINE, EVERYWHERE, NEGATIVE, PLACE, POSITIVE, Selection
+from napari_histoquant.review_layers import CLASS_COLOURS, GONE_COLOUR
+from napari_histoquant.reviewing import Session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+KEYS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "accept": ("Accept", ("A", "Space")),
+    "flip": ("Flip", ("F",)),
+    "delete": ("Delete", ("D",)),
+    "add": ("Add at mouse", ("N",)),
+    "previous": ("Previous", ("Left",)),
+    "next": ("Next", ("Right",)),
+    "undo": ("Undo", ("U", "Ctrl+Z")),
+    "redo": ("Redo", ("R", "Ctrl+Y")),
+}
+"""What can be done with a key: its name on the button, and its keys."""
+
+SHOWN_EDITS = 6
+CROP_PX = 132
+"""About the side of a crop on the screen: three beside each other fill the panel."""
+
+_SAID = {ACCEPT: "accepted", CALL: "called", DELETE: "deleted", ADD: "added", UNDO: "undone", UNBLIND: "unblinded"}
+
+
+def class_name(value: Value) -> str:
+    """Return what a class is called on the screen."""
+    return {True: "positive", False: "negative", None: ""}[value] if not isinstance(value, str) else value
+
+
+class ReviewPanel(QWidget):
+    """Everything beside the canvas."""
+
+    selected = Signal(object)
+    slide_chosen = Signal(str)
+
+    def __init__(self, actions: dict[str, Callable[[], None]]) -> None:
+        super().__init__()
+        self.actions = actions
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self._quiet = False
+        self._regions: list[str] = [EVERYWHERE]
+        self.slide, self.marker, self.region, self.show_, self.order = (QComboBox() for _ in range(5))
+        self.show_.addItems([ALL, POSITIVE, NEGATIVE])
+        self.order.addItems([BORDERLINE, PLACE])
+        self.sample, self.seed = QSpinBox(), QSpinBox()
+        self.sample.setRange(0, 100_000)
+        self.sample.setSpecialValueText("all")
+        self.sample.setToolTip("Only so many cells, drawn at random, for validation")
+        self.seed.setToolTip("The same number draws the same cells")
+        self.progress, self.about, self.counted = QProgressBar(), QLabel(), QLabel()
+        self.message, self.left_out, self.recent = QLabel(), QLabel(), QLabel()
+        self.why = QLineEdit()
+        self.why.setPlaceholderText("why (kept with the next edit); Enter goes back to the keys")
+        self.unblind = QPushButton("Unblind …")
+        self._crops = QGridLayout()
+        self._arrange()
+        self.slide.activated.connect(lambda _: self.slide_chosen.emit(self.slide.currentText()))
+        for combo in (self.marker, self.region, self.show_, self.order):
+            combo.activated.connect(self._changed)
+        for number in (self.sample, self.seed):
+            number.editingFinished.connect(self._changed)
+        self.why.returnPressed.connect(self.setFocus)
+
+    def _arrange(self) -> None:
+        form = QFormLayout()
+        form.addRow("Slide", self.slide)
+        form.addRow("Marker", self.marker)
+        form.addRow("Region", self.region)
+        form.addRow("Show", _row(self.show_, self.order))
+        form.addRow("Sample", _row(self.sample, QLabel("seed"), self.seed))
+        keys = QGridLayout()
+        for place, (name, (label, shortcuts)) in enumerate(KEYS.items()):
+            button = QPushButton(f"{label}   {' / '.join(_shown(key) for key in shortcuts)}")
+            button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+            button.clicked.connect(self.actions[name])
+            keys.addWidget(button, place // 2, place % 2)
+        legend = QLabel(
+            f'<span style="color:{CLASS_COLOURS[1]}">○ positive</span> &nbsp; '
+            f'<span style="color:{CLASS_COLOURS[0]}">○ negative</span> &nbsp; '
+            f'<span style="color:{GONE_COLOUR}">○ deleted</span> &nbsp; tinted: looked at'
+        )
+        close = QPushButton("Close review")
+        for button, name in ((self.unblind, "unblind"), (close, "close")):
+            button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+            button.clicked.connect(self.actions[name])
+        for label in (self.about, self.counted, self.message, self.left_out, self.recent):
+            label.setWordWrap(True)
+            label.setTextFormat(Qt.TextFormat.PlainText)
+        self.message.setStyleSheet("color: #FFB000")
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(form)
+        layout.addWidget(self.progress)
+        layout.addLayout(self._crops)
+        for widget in (self.about, legend, self.left_out):
+            layout.addWidget(widget)
+        layout.addLayout(keys)
+        for widget in (self.why, self.counted, self.recent, self.message):
+            layout.addWidget(widget)
+        layout.addStretch(1)
+        layout.addWidget(_row(self.unblind, close))
+
+    @staticmethod
+    def keys() -> dict[str, tuple[str, ...]]:
+        """Return the keys of every action."""
+        return {name: keys for name, (_, keys) in KEYS.items()}
+
+    # What is chosen
+
+    def begin(self, session: Session) -> None:
+        """List what a session has to choose from."""
+        _fill(self.slide, session.slides, session.shown)
+        _fill(self.marker, session.markers, self.marker.currentText())
+        self.unblind.setVisible(session.blinded)
+
+    def selection(self, session: Session) -> Selection:
+        """Return what is chosen."""
+        return Selection(
+            marker=self.marker.currentText() or session.markers[0],
+            region=self._regions[max(0, self.region.currentIndex())],
+            show=self.show_.currentText(),
+            order=self.order.currentText(),
+            sample=self.sample.value(),
+            seed=self.seed.value(),
+        )
+
+    def _changed(self, *_: object) -> None:
+        if not self._quiet:
+            self.selected.emit(None)
+            self.setFocus()
+
+    def take_why(self) -> str:
+        """Return the reviewer's words for the next edit, and clear them."""
+        words = self.why.text().strip()
+        self.why.clear()
+        return words
+
+    # What is shown
+
+    def show_slide(self, session: Session) -> None:
+        """List the regions of the open slide and say which slide it is."""
+        assert session.here is not None
+        assert session.queue is not None
+        self._quiet = True
+        _fill(self.slide, session.slides, session.shown)
+        self._regions = [EVERYWHERE, *session.here.objects.regions]
+        names = ["everywhere", *(session.names.veiled(name) for name in self._regions[1:])]
+        self.region.clear()
+        self.region.addItems(names)
+        self.region.setCurrentIndex(self._regions.index(session.queue.selection.region))
+        self._quiet = False
+
+    def zoom_for(self, side_px: int) -> int:
+        """Return how many pixels of the screen show one of a crop."""
+        return max(1, round(CROP_PX / side_px))
+
+    def show_crops(self, pictures: list[NDArray[np.uint8]], names: list[str]) -> None:
+        """Show the crops of the current object, each under its name."""
+        while self._crops.count() > 2 * len(pictures):
+            widget = self._crops.takeAt(self._crops.count() - 1).widget()
+            widget.deleteLater()
+        while self._crops.count() < 2 * len(pictures):
+            place = self._crops.count() // 2
+            row, column = divmod(place, 3)
+            for offset in (0, 1):
+                label = QLabel()
+                label.setAlignment(Qt.AlignmentFlag.AlignCenter)
+                self._crops.addWidget(label, 2 * row + offset, column)
+        for place, (picture, name) in enumerate(zip(pictures, names, strict=True)):
+            height, width = picture.shape[:2]
+            image = QImage(picture.tobytes(), width, height, 3 * width, QImage.Format.Format_RGB888)
+            pixels, title = (self._crops.itemAt(2 * place + offset).widget() for offset in (0, 1))
+            pixels.setPixmap(QPixmap.fromImage(image))
+            title.setText(name)
+
+    def show_state(self, session: Session, n_left_out: int) -> None:
+        """Show progress, the current object, counts and the last edits."""
+        here, queue = session.here, session.queue
+        assert here is not None
+        assert queue is not None
+        objects, selection = here.objects, queue.selection
+        self.progress.setRange(0, max(1, len(queue)))
+        self.progress.setValue(queue.n_reviewed)
+        self.progress.setFormat(f"{queue.n_reviewed:,} of {len(queue):,} looked at")
+        index = queue.current
+        if index is None:
+            self.about.setText("No cell fits this choice on this slide.")
+        else:
+            share = objects.share[selection.marker][index]
+            told = [
+                f"{objects.kind} {queue.at + 1:,} of {len(queue):,}" if not queue.aside else f"{objects.kind} off the list",
+                session.names.veiled(str(objects.region[index])),
+                "deleted" if objects.gone[index] else f"{selection.marker} {class_name(objects.called(index, selection.marker))}",
+                *([f"{share:.2f} x threshold"] if np.isfinite(share) else []),
+                *(["looked at"] if objects.reviewed[selection.marker][index] else []),
+            ]
+            self.about.setText(" · ".join(told))
+        counts = objects.counts(selection.marker, selection.region)
+        where = "slide" if selection.region == EVERYWHERE else session.names.veiled(selection.region)
+        self.counted.setText(
+            f"{selection.marker} positive in {where}: {counts.automatic_positive:,} of {counts.automatic:,} by the run, "
+            f"{counts.corrected_positive:,} of {counts.corrected:,} corrected"
+        )
+        self.show_left_out(n_left_out)
+        edits = session.journal.edits[-SHOWN_EDITS:][::-1]
+        self.recent.setText("\n".join(self._line(session, edit) for edit in edits))
+
+    def show_left_out(self, n_left_out: int) -> None:
+        """Say that not all points are drawn."""
+        self.left_out.setText(f"{n_left_out:,} more cells here; come nearer to see all" if n_left_out else "")
+
+    def _line(self, session: Session, edit: Edit) -> str:
+        """Return an edit of the journal as the reviewer may see it."""
+        when = datetime.fromisoformat(edit.at).astimezone().strftime("%H:%M:%S")
+        slide = session.names.shown(edit.slide_id) if edit.slide_id in session.names.codes else ""
+        change = " → ".join(filter(None, (class_name(edit.old), class_name(edit.new)))) if edit.action == CALL else ""
+        marked = "" if edit.blinded or edit.action == UNBLIND else "(not blind)"
+        parts = (when, slide, _SAID[edit.action], edit.marker if change else "", change, marked)
+        return "  ".join(part for part in parts if part)
+
+    def tell(self, text: str) -> None:
+        """Show what went wrong; nothing when all is well."""
+        self.message.setText(text)
+
+
+class UnblindDialog(QDialog):
+    """Asks whether the names may be shown, and why."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWindowTitle("Unblind")
+        asked = QLabel(
+            "Show animals, groups and slide names?\n\nThis cannot be undone: it is written in the journal, and every "
+            "later edit is marked as made unblinded."
+        )
+        asked.setWordWrap(True)
+        self.reason = QLineEdit()
+        self.reason.setPlaceholderText("why, for instance: all slides are reviewed")
+        buttons = QDialogButtonBox()
+        self.confirm = buttons.addButton("Unblind", QDialogButtonBox.ButtonRole.AcceptRole)
+        buttons.addButton("Stay blind", QDialogButtonBox.ButtonRole.RejectRole)
+        self.confirm.setEnabled(False)
+        self.reason.textChanged.connect(lambda text: self.confirm.setEnabled(bool(text.strip())))
+        buttons.accepted.connect(self.accept)
+        buttons.rejected.connect(self.reject)
+        layout = QVBoxLayout(self)
+        for widget in (asked, self.reason, buttons):
+            layout.addWidget(widget)
+
+    def why(self) -> str:
+        """Return the reason that was given."""
+        return self.reason.text().strip()
+
+
+def _row(*widgets: QWidget) -> QWidget:
+    row = QWidget()
+    layout = QHBoxLayout(row)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for widget in widgets:
+        layout.addWidget(widget)
+    return row
+
+
+def _fill(combo: QComboBox, names: list[str], current: str) -> None:
+    combo.clear()
+    combo.addItems(names)
+    combo.setCurrentIndex(max(0, combo.findText(current)))
+
+
+def _shown(key: str) -> str:
+    return {"Left": "←", "Right": "→"}.get(key, key)
