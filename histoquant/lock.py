@@ -83,8 +83,8 @@ class Holder:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder.
+def locked(folder: Path, name: str = LOCK, what: str = "run") -> Iterator[None]:
+    """Hold the lock of a run folder, or another one of that name for ``what`` is done there.
 
     Raises
     ------
@@ -93,25 +93,26 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         try:
-            _take(folder, Holder.this_process(), held)
+            _take(folder / name, what, Holder.this_process(), held)
         except OSError as error:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(
-                f"Cannot use '{folder}' as a run folder: {error.strerror or error}.",
+                f"Cannot use '{folder}' as a {what} folder: {error.strerror or error}.",
                 "Make room or give write permission, then run the same command again.",
             ) from error
         yield
 
 
-def _take(folder: Path, me: Holder, held: contextlib.ExitStack) -> None:
-    file = held.enter_context((folder / LOCK).open("a+", encoding="utf-8"))
-    if _system_lock(file):
+def _take(path: Path, what: str, me: Holder, held: contextlib.ExitStack) -> None:
+    file = held.enter_context(path.open("a+", encoding="utf-8"))
+    if _system_lock(file, what):
         _write(file, me)
         held.callback(_forget, file)
     else:
-        _make_owner(folder, me)
-        held.callback(_forget, folder / OWNER)
+        owner = path.with_name(f"{path.name}.owner")
+        _make_owner(owner, what, me)
+        held.callback(_forget, owner)
 
 
 def _forget(left: IO[str] | Path) -> None:
@@ -141,7 +142,7 @@ def _owner(folder: Path) -> Holder | None:
     return owner if owner is not None and (owner.alive or not owner.here) else None
 
 
-def _system_lock(file: IO[str]) -> bool:
+def _system_lock(file: IO[str], what: str) -> bool:
     """Lock a file for this process alone; return False where the file system cannot.
 
     Raises
@@ -160,7 +161,7 @@ def _system_lock(file: IO[str]) -> bool:
                 time.sleep(0.05)
                 continue
             path = Path(file.name)
-            raise _refusal(path.parent, _read(path), "Wait until it ends, or stop it.") from error
+            raise _refusal(path.parent, what, _read(path), "Wait until it ends, or stop it.") from error
 
 
 def _try(file: IO[str], kind: int) -> bool:
@@ -174,9 +175,8 @@ def _try(file: IO[str], kind: int) -> bool:
     return True
 
 
-def _make_owner(folder: Path, me: Holder) -> None:
+def _make_owner(path: Path, what: str, me: Holder) -> None:
     """Write who works here, only if nobody does; what a dead process of this machine left is taken over."""
-    path = folder / OWNER
     for _ in range(3):
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -188,20 +188,20 @@ def _make_owner(folder: Path, me: Holder) -> None:
                 remedy = "Wait until it ends, or stop it."
                 if found is None or not found.here:
                     remedy += f" If it is dead, remove '{path}'."
-                raise _refusal(folder, found, remedy) from error
+                raise _refusal(path.parent, what, found, remedy) from error
         # Of two processes that find the same leftover only one moves it away; what it moved is looked at again.
-        aside = path.with_name(f"{OWNER}.{os.getpid()}")
+        aside = path.with_name(f"{path.name}.{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
             path.replace(aside)
             if _read(aside) != found:
                 aside.replace(path)
             aside.unlink(missing_ok=True)
-    raise _refusal(folder, _read(path), "Wait until it ends, or stop it.")
+    raise _refusal(path.parent, what, _read(path), "Wait until it ends, or stop it.")
 
 
-def _refusal(folder: Path, found: Holder | None, remedy: str) -> StoreError:
+def _refusal(folder: Path, what: str, found: Holder | None, remedy: str) -> StoreError:
     who = str(found) if found is not None else "a process that does not say which"
-    return StoreError(f"Another run works in '{folder}': {who}.", remedy)
+    return StoreError(f"Another {what} works in '{folder}': {who}.", remedy)
 
 
 def _write(file: IO[str], me: Holder) -> None:

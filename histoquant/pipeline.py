@@ -117,15 +117,24 @@ def analyse_slide(
     return finish(work, measured, regions(work.survey.tissue), thresholds(measured.cells, work), identity={})
 
 
-def plan_slide(work: Work, *, offset_px: tuple[int, int] = (0, 0)) -> list[Tile]:
-    """Cut a slide into tiles: a pure list, the same on every machine."""
+def plan_slide(
+    work: Work, *, offset_px: tuple[int, int] = (0, 0), within: Box | None = None, core_px: int | None = None
+) -> list[Tile]:
+    """Cut a slide, or a part of it, into tiles: a pure list, the same on every machine.
+
+    Tiles are as large as the recipe says unless ``core_px`` does; neither changes what is found.
+    """
     segmenter, px_um = segmenter_of(work.recipe, work.survey), work.slide.pixel_size_um
     fill_um = FILL_REACH_UM if len(work.recipe.segmented) > 1 else 0.0
     halo_um = float(segmenter.halo_um) + fill_um + measure.reach_um(work.recipe.measure, work.max_object_um)
     halo_px = int(np.ceil(halo_um / px_um)) + 2
-    core_px = work.recipe.tiles.core_px
     return tiles.plan_tiles(
-        work.slide.shape, core_px=core_px, halo_px=halo_px, offset_px=offset_px, grid_px=grid_of(segmenter, px_um)
+        work.slide.shape,
+        core_px=core_px or work.recipe.tiles.core_px,
+        halo_px=halo_px,
+        offset_px=offset_px,
+        grid_px=grid_of(segmenter, px_um),
+        within=within,
     )
 
 

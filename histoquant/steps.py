@@ -133,15 +133,7 @@ def survey_slide(job: Job) -> str:
     recipe, blocks = job.recipe, job.folder.blocks
     with unchanged(job):
         sources = source_hashes(job)
-        key = content_key(
-            kind="survey",
-            source=sorted(sources.items()),
-            reader=reader_fingerprint(job),
-            scene=job.slide.scene,
-            pixel_size_um=job.slide.pixel_size_um,
-            recipe=recipe.fingerprint(measured=True),
-            segmenter=segmenter_fingerprint(recipe.segment),
-        )
+        key = survey_key_of(job, sources)
         told = None if key in blocks else survey(open_slide(job.slide), recipe)
     if told is not None:
         if told.picture is not None and _survey_shows_overview(open_slide(job.slide)):
@@ -149,6 +141,19 @@ def survey_slide(job: Job) -> str:
         # The sums go along, so that the end of a slide's path need not read the whole file for them again.
         blocks.write(key, told.arrays() | {"sources": np.frombuffer(json.dumps(sources).encode(), dtype=np.uint8)})
     return key
+
+
+def survey_key_of(job: Job, sources: Mapping[str, str]) -> str:
+    """Return the key of the survey of a slide whose files have these hashes."""
+    return content_key(
+        kind="survey",
+        source=sorted(sources.items()),
+        reader=reader_fingerprint(job),
+        scene=job.slide.scene,
+        pixel_size_um=job.slide.pixel_size_um,
+        recipe=job.recipe.fingerprint(measured=True),
+        segmenter=segmenter_fingerprint(job.recipe.segment),
+    )
 
 
 def sources_of(job: Job, survey_key: str) -> dict[str, str]:

@@ -54,7 +54,13 @@ class Owned:
 
 
 def plan_tiles(
-    shape: tuple[int, int], *, core_px: int, halo_px: int, offset_px: tuple[int, int] = (0, 0), grid_px: int = 1
+    shape: tuple[int, int],
+    *,
+    core_px: int,
+    halo_px: int,
+    offset_px: tuple[int, int] = (0, 0),
+    grid_px: int = 1,
+    within: Box | None = None,
 ) -> list[Tile]:
     """Cut an image into cores with halos, in raster order.
 
@@ -66,6 +72,8 @@ def plan_tiles(
         Where the first full core starts; the cores before it are smaller. Moving the grid must not change results.
     grid_px : int
         Boxes start at multiples of it: halos grow up to them.
+    within : Box, optional
+        Cut this part of the image only; halos reach out of it. The whole when not given.
 
     Examples
     --------
@@ -74,7 +82,9 @@ def plan_tiles(
     [Box(y0=0, y1=5, x0=0, x1=5), Box(y0=0, y1=5, x0=5, x1=7),
      Box(y0=5, y1=10, x0=0, x1=5), Box(y0=5, y1=10, x0=5, x1=7)]
     """
-    rows, columns = (_cuts(length, core_px, start) for length, start in zip(shape, offset_px, strict=True))
+    area = Box(0, shape[0], 0, shape[1]) if within is None else within
+    spans = ((area.y0, area.y1, offset_px[0]), (area.x0, area.x1, offset_px[1]))
+    rows, columns = ([(a + low, b + low) for a, b in _cuts(high - low, core_px, start)] for low, high, start in spans)
     cores = [Box(y0, y1, x0, x1) for y0, y1 in rows for x0, x1 in columns]
     boxes = [core.grown(halo_px, shape) for core in cores]
     return [

@@ -126,6 +126,47 @@ SENSITIVITY: Schema = {
 
 FAILURES: Schema = {"slide": "str", "stage": "str", "error": "str", "remedy": "str"}
 
+TOUCHED: Schema = {
+    "id": "str",
+    "who": "str",
+    "action": "str",
+    "cell_id": "uint32",
+    "region": "str",
+    "marker": "str",
+    "blinded": "bool",
+}
+"""Edits of a review that stand, each with the cell it is about."""
+
+UNMATCHED: Schema = {
+    "slide_id": "str",
+    "id": "str",
+    "at": "str",
+    "who": "str",
+    "action": "str",
+    "kind": "str",
+    "region": "str",
+    "y_um": "float64",
+    "x_um": "float64",
+    "area_um2": "float64",
+    "marker": "str",
+    "old": "str",
+    "new": "str",
+    "why": "str",
+    "blinded": "bool",
+    "reason": "str",
+}
+"""Edits of a review that found no cell in these results, and why."""
+
+DISAGREEMENTS: Schema = {
+    "cell_id": "uint32",
+    "region": "str",
+    "y_um": "float64",
+    "x_um": "float64",
+    "marker": "str",
+    "said": "str",
+}
+"""Cells of which two reviewers say different things; without a marker it is about whether there is a cell."""
+
 SENSITIVITY_FACTORS = (0.8, 0.9, 1.0, 1.1, 1.2)
 
 

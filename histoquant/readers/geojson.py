@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,16 @@ LEGACY_IDS = {
 MAX_COORDINATE_PX = 1e8
 """A hundred times the widest slide."""
 
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0))
+Colour = tuple[int, int, int]
+
+COLOURS: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+)
 """Told apart with any colour vision (Okabe and Ito 2008, https://jfly.uni-koeln.de/color/)."""
 
 
@@ -140,7 +149,9 @@ def _corners(positions: Any, least: int) -> NDArray[np.float64]:
     return corners
 
 
-def write_geojson(path: Path, regions: Iterable[Region], pixel_size_um: float) -> None:
+def write_geojson(
+    path: Path, regions: Iterable[Region], pixel_size_um: float, *, colours: Mapping[str, Colour] | None = None
+) -> None:
     """Write regions as QuPath does, whole or not at all.
 
     Parameters
@@ -152,19 +163,37 @@ def write_geojson(path: Path, regions: Iterable[Region], pixel_size_um: float) -
         QuPath reads.
     pixel_size_um : float
         Side of a full-resolution pixel; coordinates are written in pixels.
+    colours : mapping of class or name to (red, green, blue), optional
+        The others take those of ``COLOURS`` in turn.
 
     Notes
     -----
     Parent, mask and whether it is counted stand under ``metadata``, where QuPath keeps what it does not know
     itself, as text.
     """
-    colours: dict[str, tuple[int, int, int]] = {}
+    document = geojson_text(regions, pixel_size_um, colours=colours)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(document)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def geojson_text(
+    regions: Iterable[Region], pixel_size_um: float, *, colours: Mapping[str, Colour] | None = None
+) -> str:
+    """Return what `write_geojson` writes; equal regions give equal text."""
+    known = dict(colours or {})
     features = []
     for region in regions:
         if region.geometry.is_empty:
             continue
         colour_of = region.classification or region.name
-        colour = colours.setdefault(colour_of, COLOURS[len(colours) % len(COLOURS)])
+        colour = known.setdefault(colour_of, COLOURS[len(known) % len(COLOURS)])
         in_pixels = shapely.transform(region.geometry, lambda xy: xy / pixel_size_um)
         properties: dict[str, Any] = {"objectType": "annotation", "name": region.name}
         if region.classification is None:
@@ -182,13 +211,4 @@ def write_geojson(path: Path, regions: Iterable[Region], pixel_size_um: float) -
         }
         geometry = shapely.geometry.mapping(in_pixels)
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    document = json.dumps({"type": "FeatureCollection", "features": features}, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(document)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return json.dumps({"type": "FeatureCollection", "features": features}, ensure_ascii=False, allow_nan=False)
