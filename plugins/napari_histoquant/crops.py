@@ -72,7 +72,7 @@ def _read(slide: Slide, box: Box, channels: tuple[int, ...], segment: Segment, l
     try:
         return flat_pixels(slide, box, channels, segment, level)
     except (OSError, InputError):
-        raise FormatError("The pixels of this slide cannot be read any more.", "See whether its disk is there.") from None
+        raise FormatError("The slide's pixels cannot be read any more.", "See whether its disk is there.") from None
 
 
 def _span(part: Any, n: int) -> tuple[int, int, int]:
@@ -129,7 +129,9 @@ class Crops:
         The slide's label image, to know the outline of an object.
     """
 
-    def __init__(self, slide: Slide, segment: Segment, labels: Slide | None = None, *, side_um: float = CROP_UM) -> None:
+    def __init__(
+        self, slide: Slide, segment: Segment, labels: Slide | None = None, *, side_um: float = CROP_UM
+    ) -> None:
         self._slide, self._segment, self._labels = slide, segment, labels
         self.side_px = 2 * max(8, round(side_um / slide.pixel_size_um / 2)) + 1
         self._kept: OrderedDict[tuple[int, int, int], Crop] = OrderedDict()

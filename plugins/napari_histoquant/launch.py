@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import getpass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from histoquant.errors import InputError
-from histoquant.journal import Journal
+
+if TYPE_CHECKING:
+    import napari
+
+    from napari_histoquant.review_widget import ReviewWidget
 
 
 def review(path: Path, who: str = "", *, blinded: bool = True) -> None:
@@ -28,6 +33,20 @@ def review(path: Path, who: str = "", *, blinded: bool = True) -> None:
     """
     import napari
 
-    widget = window(path, who, blinded=blinded)
-    del widget
+    viewer = napari.Viewer(title="histoquant review", show=False)
+    open_review(viewer, path, who, blinded=blinded)
+    viewer.show()
     napari.run()
+
+
+def open_review(viewer: napari.Viewer, path: Path, who: str = "", *, blinded: bool = True) -> ReviewWidget:
+    """Put the review of a run folder into a viewer; raises as `review`."""
+    from napari_histoquant.review_widget import ReviewWidget
+
+    widget = ReviewWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Review", area="right")
+    if not widget.open(path, who or getpass.getuser(), blinded=blinded):
+        told = widget.start.message.text()
+        viewer.close()
+        raise InputError(told)
+    return widget

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from histoquant.blinding import Blinding
 from histoquant.model.study import StudySlide
 
 HIDDEN = "(hidden)"
@@ -19,6 +20,7 @@ class Names:
     Attributes
     ----------
     codes : slide_id -> coded name
+        In the order in which slides are listed, which tells nothing either.
     secrets : words -> what to show instead
         Everything that tells where a slide belongs: its label, its file, its animal and group.
     blinded : bool
@@ -30,26 +32,32 @@ class Names:
     blinded: bool
 
     @classmethod
-    def of_run(
-        cls, root: Path, rows: Iterable[StudySlide], codes: Mapping[str, str], *, blinded: bool
-    ) -> Names:
-        """Return the names of a run folder's slides."""
+    def of_run(cls, root: Path, rows: Iterable[StudySlide], reviewed: Iterable[str], *, blinded: bool) -> Names:
+        """Return the names of a run folder's slides.
+
+        Parameters
+        ----------
+        rows : iterable of StudySlide
+            All of the sample sheet.
+        reviewed : iterable of slide_id
+            Slides that can be shown.
+        """
+        codes = {slide: code for code, slide in Blinding(root).queue(reviewed)}
         secrets: dict[str, str] = {}
         for row in rows:
-            shown = codes.get(row.slide_id, HIDDEN)
+            files = [row.path, row.path.parent, *([row.regions] if row.regions else [])]
+            words = [str(file) for file in files]
+            words += [row.animal, row.group, row.section, row.control, *row.extra.values()]
+            secrets |= dict.fromkeys(words, HIDDEN)
             stem = row.path.name.split(".")[0]
-            paths = [str(row.path), str(row.path.parent), *([str(row.regions)] if row.regions else [])]
-            secrets |= dict.fromkeys(paths, HIDDEN)
-            secrets |= dict.fromkeys((row.slide_id, row.path.name, row.path.stem, stem), shown)
-            more = (row.animal, row.group, row.section, *row.extra.values())
-            secrets |= {word: HIDDEN for word in more if word and word not in secrets}
-        secrets |= {str(root): HIDDEN, str(root.resolve()): HIDDEN}
-        return cls(codes, secrets, blinded)
+            secrets |= dict.fromkeys((row.slide_id, row.path.name, stem), codes.get(row.slide_id, HIDDEN))
+        secrets |= dict.fromkeys((str(root), str(root.resolve())), HIDDEN)
+        return cls(codes, {word: shown for word, shown in secrets.items() if word}, blinded)
 
     @property
     def listed(self) -> list[str]:
-        """Names as they are shown, in their order."""
-        return sorted(self.shown(slide) for slide in self.codes)
+        """Slides by the names that are shown."""
+        return [self.shown(slide) for slide in self.codes]
 
     def shown(self, slide_id: str) -> str:
         """Return what a slide is called where a reviewer can see it."""

@@ -267,7 +267,7 @@ def _deciding(cells: pd.DataFrame, name: str, marker: Marker) -> NDArray[np.floa
 
 @dataclass(frozen=True)
 class Counts:
-    """Objects, and those of a class other than the first (positive cells), as the run found them and as they are now."""
+    """Objects, and those of another class than the first (positive cells), as the run found them and as they are now."""
 
     automatic: int
     automatic_positive: int

@@ -46,6 +46,15 @@ def _rgba(colour: str, alpha: float = 1.0) -> tuple[float, float, float, float]:
     return red, green, blue, alpha
 
 
+def camera_of(viewer: napari.Viewer) -> Any:
+    """Return the camera of a viewer, where napari keeps it since 0.9 or before."""
+    return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera
+
+
+def _scale_bar_of(viewer: napari.Viewer) -> Any:
+    return viewer.canvas.overlays.scale_bar if hasattr(viewer, "scene") else viewer.scale_bar
+
+
 class ReviewLayers:
     """The layers of a review in one viewer."""
 
@@ -55,6 +64,8 @@ class ReviewLayers:
         self._points: Points | None = None
         self._ring: Points | None = None
         self._drawn: tuple[Point, Point] | None = None
+        self._moving = False
+        self._camera = camera_of(viewer)
         self.n_left_out = 0
         """Objects of the rectangle that is drawn that are not drawn, for there are too many."""
 
@@ -74,12 +85,19 @@ class ReviewLayers:
             nothing, name=OBJECTS, size=POINT_UM, border_width=0.12, units=("um", "um"), antialiasing=1
         )
         self._ring = Points(
-            nothing, name=CURRENT, size=RING_UM, border_width=0.07, units=("um", "um"), border_color=CURRENT_COLOUR
+            nothing,
+            name=CURRENT,
+            size=RING_UM,
+            border_width=0.07,
+            border_color=CURRENT_COLOUR,
+            face_color="transparent",
+            units=("um", "um"),
         )
         for layer in (*layers, self._points, self._ring):
             self._viewer.add_layer(layer)
+            layer.editable = False  # decisions are made with the keys of the panel, never by moving a point
         self._viewer.layers.selection.active = self._points
-        self._viewer.scale_bar.visible = True
+        _scale_bar_of(self._viewer).visible = True
         self._drawn = None
 
     def _channel(self, here: OpenSlide, number: int, segment: Segment, name: str, place: dict[str, Any]) -> Image:
@@ -107,16 +125,21 @@ class ReviewLayers:
                 self._viewer.layers.remove(layer)
         self._images, self._points, self._ring, self._drawn = [], None, None, None
 
-    def look_at(self, y_um: float, x_um: float, objects: Objects, current: int | None, marker: str) -> None:
-        """Move the view to a point, put the ring there, and draw the objects round it."""
+    def look_at(self, objects: Objects, current: int | None, marker: str) -> None:
+        """Move the view to an object, put the ring round it, and draw the objects beside it."""
         assert self._ring is not None
-        self._ring.data = np.empty((0, 2)) if current is None else objects.yx_um[[current]]
-        self._viewer.camera.center = (y_um, x_um)
+        place = objects.yx_um[[] if current is None else [current]]
+        with self._ring.events.data.blocker():
+            self._ring.data = place
+        if len(place):
+            self._moving = True
+            self._camera.center = tuple(place[0].tolist())
+            self._moving = False
         self.draw(objects, marker)
 
     def first_view(self) -> None:
         """Come so near that single cells are seen."""
-        self._viewer.camera.zoom = self._height_px() / FIRST_VIEW_UM
+        self._camera.zoom = self._height_px() / FIRST_VIEW_UM
 
     def _height_px(self) -> int:
         return int(self._viewer.window.geometry()[3])
@@ -124,14 +147,14 @@ class ReviewLayers:
     def seen(self) -> tuple[Point, Point]:
         """Return the top left and bottom right of what is seen, in um; rather more, for the canvas fills no window."""
         _, _, width, height = self._viewer.window.geometry()
-        zoom = max(float(self._viewer.camera.zoom), 1e-9)
-        y, x = (float(part) for part in self._viewer.camera.center[-2:])
+        zoom = max(float(self._camera.zoom), 1e-9)
+        y, x = (float(part) for part in self._camera.center[-2:])
         half = height / zoom / 2, width / zoom / 2
         return (y - half[0], x - half[1]), (y + half[0], x + half[1])
 
     def moved(self, objects: Objects, marker: str) -> bool:
         """Draw other objects where the view has come upon ground without; say whether that was done."""
-        if self._points is None:
+        if self._points is None or self._moving:
             return False
         seen = self.seen()
         if self._drawn is not None:
@@ -157,7 +180,9 @@ class ReviewLayers:
         self._drawn = corners
         colours = _colours(objects, marker, found)
         points = self._points
-        with points.events.set_data.blocker():  # the canvas is told once, by the colours that come last
+        # Of data that changes the viewer works out its extent anew, which takes longer than all the rest and is that of
+        # the slide in any case. The canvas is told once, by the colours that come last.
+        with points.events.data.blocker(), points.events.set_data.blocker(), points.events.border_color.blocker():
             points.data = objects.yx_um[found]
             points.border_color = colours[:, :4]
         points.face_color = colours[:, 4:]
@@ -168,7 +193,7 @@ class ReviewLayers:
 
 
 def _colours(objects: Objects, marker: str, found: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Return the colour of border and face of objects, (n, 8): the border tells the class, a tint what was looked at."""
+    """Return the colours of border and face, (n, 8): the border tells the class, a tint what was looked at."""
     border = np.array([_rgba(colour) for colour in CLASS_COLOURS], dtype=np.float32)
     chosen = border[objects.classes[marker][found] % len(CLASS_COLOURS)]
     chosen[objects.gone[found]] = _rgba(GONE_COLOUR)

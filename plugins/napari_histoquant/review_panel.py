@@ -14,12 +14,15 @@ from qtpy.QtWidgets import (
     QDialog,
     QDialogButtonBox,
     QFormLayout,
+    QFrame,
     QGridLayout,
     QHBoxLayout,
     QLabel,
     QLineEdit,
     QProgressBar,
     QPushButton,
+    QScrollArea,
+    QSizePolicy,
     QSpinBox,
     QVBoxLayout,
     QWidget,
@@ -46,8 +49,9 @@ KEYS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """What can be done with a key: its name on the button, and its keys."""
 
 SHOWN_EDITS = 6
-CROP_PX = 132
-"""About the side of a crop on the screen: three beside each other fill the panel."""
+PANEL_PX = 390
+CROP_PX = {1: 330, 2: 165, 3: 112}
+"""About the side of a crop on the screen, by how many lie beside each other."""
 
 _SAID = {ACCEPT: "accepted", CALL: "called", DELETE: "deleted", ADD: "added", UNDO: "undone", UNBLIND: "unblinded"}
 
@@ -83,6 +87,8 @@ class ReviewPanel(QWidget):
         self.why.setPlaceholderText("why (kept with the next edit); Enter goes back to the keys")
         self.unblind = QPushButton("Unblind …")
         self._crops = QGridLayout()
+        self._crops.setVerticalSpacing(2)
+        self._shown: list[tuple[QLabel, QLabel]] = []
         self._arrange()
         self.slide.activated.connect(lambda _: self.slide_chosen.emit(self.slide.currentText()))
         for combo in (self.marker, self.region, self.show_, self.order):
@@ -117,7 +123,19 @@ class ReviewPanel(QWidget):
             label.setWordWrap(True)
             label.setTextFormat(Qt.TextFormat.PlainText)
         self.message.setStyleSheet("color: #FFB000")
-        layout = QVBoxLayout(self)
+        inside = QWidget()
+        scrolled = QScrollArea()
+        scrolled.setWidget(inside)
+        scrolled.setWidgetResizable(True)
+        scrolled.setFrameShape(QFrame.Shape.NoFrame)
+        scrolled.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scrolled.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        around = QVBoxLayout(self)
+        around.setContentsMargins(0, 0, 0, 0)
+        around.addWidget(scrolled)
+        self.setMinimumWidth(PANEL_PX)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
+        layout = QVBoxLayout(inside)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(form)
         layout.addWidget(self.progress)
@@ -180,30 +198,33 @@ class ReviewPanel(QWidget):
         self.region.setCurrentIndex(self._regions.index(session.queue.selection.region))
         self._quiet = False
 
-    def zoom_for(self, side_px: int) -> int:
+    @staticmethod
+    def zoom_for(side_px: int, n_pictures: int) -> int:
         """Return how many pixels of the screen show one of a crop."""
-        return max(1, round(CROP_PX / side_px))
+        return max(1, round(CROP_PX[_columns(n_pictures)] / side_px))
 
     def show_crops(self, pictures: list[NDArray[np.uint8]], names: list[str]) -> None:
         """Show the crops of the current object, each under its name."""
-        while self._crops.count() > 2 * len(pictures):
-            widget = self._crops.takeAt(self._crops.count() - 1).widget()
-            widget.deleteLater()
-        while self._crops.count() < 2 * len(pictures):
-            place = self._crops.count() // 2
-            row, column = divmod(place, 3)
-            for offset in (0, 1):
-                label = QLabel()
-                label.setAlignment(Qt.AlignmentFlag.AlignCenter)
-                self._crops.addWidget(label, 2 * row + offset, column)
-        for place, (picture, name) in enumerate(zip(pictures, names, strict=True)):
+        if len(self._shown) != len(pictures):
+            for labels in self._shown:
+                for label in labels:
+                    self._crops.removeWidget(label)
+                    label.deleteLater()
+            self._shown = []
+            for place in range(len(pictures)):
+                row, column = divmod(place, _columns(len(pictures)))
+                labels = QLabel(), QLabel()
+                for offset, label in enumerate(labels):
+                    label.setAlignment(Qt.AlignmentFlag.AlignCenter)
+                    self._crops.addWidget(label, 2 * row + offset, column)
+                self._shown.append(labels)
+        for (title, pixels), picture, name in zip(self._shown, pictures, names, strict=True):
             height, width = picture.shape[:2]
             image = QImage(picture.tobytes(), width, height, 3 * width, QImage.Format.Format_RGB888)
-            pixels, title = (self._crops.itemAt(2 * place + offset).widget() for offset in (0, 1))
             pixels.setPixmap(QPixmap.fromImage(image))
             title.setText(name)
 
-    def show_state(self, session: Session, n_left_out: int) -> None:
+    def show_state(self, session: Session) -> None:
         """Show progress, the current object, counts and the last edits."""
         here, queue = session.here, session.queue
         assert here is not None
@@ -217,10 +238,11 @@ class ReviewPanel(QWidget):
             self.about.setText("No cell fits this choice on this slide.")
         else:
             share = objects.share[selection.marker][index]
+            called = f"{selection.marker} {class_name(objects.called(index, selection.marker))}"
             told = [
-                f"{objects.kind} {queue.at + 1:,} of {len(queue):,}" if not queue.aside else f"{objects.kind} off the list",
+                f"{objects.kind} off the list" if queue.aside else f"{objects.kind} {queue.at + 1:,} of {len(queue):,}",
                 session.names.veiled(str(objects.region[index])),
-                "deleted" if objects.gone[index] else f"{selection.marker} {class_name(objects.called(index, selection.marker))}",
+                "deleted" if objects.gone[index] else called,
                 *([f"{share:.2f} x threshold"] if np.isfinite(share) else []),
                 *(["looked at"] if objects.reviewed[selection.marker][index] else []),
             ]
@@ -228,10 +250,10 @@ class ReviewPanel(QWidget):
         counts = objects.counts(selection.marker, selection.region)
         where = "slide" if selection.region == EVERYWHERE else session.names.veiled(selection.region)
         self.counted.setText(
-            f"{selection.marker} positive in {where}: {counts.automatic_positive:,} of {counts.automatic:,} by the run, "
+            f"{selection.marker} positive in {where}: "
+            f"{counts.automatic_positive:,} of {counts.automatic:,} by the run, "
             f"{counts.corrected_positive:,} of {counts.corrected:,} corrected"
         )
-        self.show_left_out(n_left_out)
         edits = session.journal.edits[-SHOWN_EDITS:][::-1]
         self.recent.setText("\n".join(self._line(session, edit) for edit in edits))
 
@@ -244,6 +266,8 @@ class ReviewPanel(QWidget):
         when = datetime.fromisoformat(edit.at).astimezone().strftime("%H:%M:%S")
         slide = session.names.shown(edit.slide_id) if edit.slide_id in session.names.codes else ""
         change = " → ".join(filter(None, (class_name(edit.old), class_name(edit.new)))) if edit.action == CALL else ""
+        if edit.action in (ACCEPT, ADD):
+            change = class_name(edit.new)
         marked = "" if edit.blinded or edit.action == UNBLIND else "(not blind)"
         parts = (when, slide, _SAID[edit.action], edit.marker if change else "", change, marked)
         return "  ".join(part for part in parts if part)
@@ -280,6 +304,10 @@ class UnblindDialog(QDialog):
     def why(self) -> str:
         """Return the reason that was given."""
         return self.reason.text().strip()
+
+
+def _columns(n_pictures: int) -> int:
+    return {0: 1, 1: 1, 2: 2, 4: 2}.get(n_pictures, 3)
 
 
 def _row(*widgets: QWidget) -> QWidget:

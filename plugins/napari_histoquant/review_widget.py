@@ -16,13 +16,14 @@ from qtpy.QtWidgets import (
     QLabel,
     QLineEdit,
     QPushButton,
+    QSizePolicy,
     QStackedWidget,
     QVBoxLayout,
     QWidget,
 )
 
 from histoquant.errors import HistoquantError, InputError
-from napari_histoquant.review_layers import ReviewLayers, rendered
+from napari_histoquant.review_layers import ReviewLayers, camera_of, rendered
 from napari_histoquant.review_panel import ReviewPanel, UnblindDialog
 from napari_histoquant.reviewing import PICK_UM, Session
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     import napari
 
 TITLE = "histoquant review"
+
+CANVAS_AFTER_MS = 40
+"""The panel shows the next cell at once. The canvas follows when keys pause for so long: where there is no graphics
+card it takes 0.1 s to draw, and whoever decides on crops need not wait for it."""
 
 
 class ReviewWidget(QWidget):
@@ -52,13 +57,18 @@ class ReviewWidget(QWidget):
         self._pages = QStackedWidget()
         self._pages.addWidget(self.start)
         self._pages.addWidget(self.panel)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)  # all of the dock's height
         layout = QVBoxLayout(self)
         layout.setContentsMargins(6, 6, 6, 6)
         layout.addWidget(self._pages)
         self.panel.selected.connect(lambda _: self._select())
         self.panel.slide_chosen.connect(self._turn_to)
         self._shortcuts: list[QShortcut] = []
-        napari_viewer.camera.events.connect(self._on_camera)
+        self._later = QTimer(self)
+        self._later.setSingleShot(True)
+        self._later.setInterval(CANVAS_AFTER_MS)
+        self._later.timeout.connect(self.show_on_canvas)
+        camera_of(napari_viewer).events.connect(self._on_camera)
         napari_viewer.mouse_double_click_callbacks.append(self._on_double_click)
 
     def _actions(self) -> dict[str, Callable[[], None]]:
@@ -108,6 +118,7 @@ class ReviewWidget(QWidget):
         for shortcut in self._shortcuts:
             shortcut.setParent(None)
         self._shortcuts = []
+        self._later.stop()
         self.layers.clear()
         if self.session is not None:
             self.session.close()
@@ -115,7 +126,7 @@ class ReviewWidget(QWidget):
         self.viewer.title = self._title
         self._pages.setCurrentWidget(self.start)
 
-    def closeEvent(self, event: object) -> None:  # noqa: N802  # Qt's name
+    def closeEvent(self, event: object) -> None:
         """Let go of the journal when the panel is closed."""
         self.close_review()
         super().closeEvent(event)
@@ -163,6 +174,7 @@ class ReviewWidget(QWidget):
         self.layers.first_view()
         self.panel.show_slide(session)
         self._refresh()
+        self.show_on_canvas()
         self._focus()
 
     def _select(self) -> None:
@@ -211,21 +223,28 @@ class ReviewWidget(QWidget):
         session = self.session
         if session is None or session.here is None or session.queue is None:
             return
-        here, queue = session.here, session.queue
-        current, marker = queue.current, queue.selection.marker
+        here, current = session.here, session.queue.current
         if current is None:
-            self.layers.draw(here.objects, marker)
             self.panel.show_crops([], [])
         else:
             y, x = here.objects.yx_um[current].tolist()
-            self.layers.look_at(y, x, here.objects, current, marker)
             crop = here.crops.at(y, x, int(here.objects.label[current]))
-            zoom = self.panel.zoom_for(here.crops.side_px)
-            pictures = rendered(crop, self.layers.limits(), zoom, brightfield=here.pixels.brightfield)
             names = ["slide"] if here.pixels.brightfield else ["together", *here.pixels.channels]
+            zoom = self.panel.zoom_for(here.crops.side_px, len(names))
+            pictures = rendered(crop, self.layers.limits(), zoom, brightfield=here.pixels.brightfield)
             self.panel.show_crops(pictures, [session.names.veiled(name) for name in names])
-        self.panel.show_state(session, self.layers.n_left_out)
-        QTimer.singleShot(0, self._read_ahead)
+        self.panel.show_state(session)
+        self._later.start()
+
+    def show_on_canvas(self) -> None:
+        """Move the canvas to the current cell, and read the next crop while the reviewer looks at this one."""
+        self._later.stop()
+        session = self.session
+        if session is None or session.here is None or session.queue is None:
+            return
+        self.layers.look_at(session.here.objects, session.queue.current, session.queue.selection.marker)
+        self.panel.show_left_out(self.layers.n_left_out)
+        self._read_ahead()
 
     def _read_ahead(self) -> None:
         """Read the next crop while the reviewer looks at this one."""

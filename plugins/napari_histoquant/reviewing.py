@@ -99,7 +99,7 @@ class Session:
         if not self._told:
             raise InputError(f"The run in '{root}' holds no analysed slide.", "See its failures.csv.")
         self.journal = Journal(root, who, blinded=blinded)
-        self.names = Names.of_run(root, self._rows.values(), _codes(self._told), blinded=self.journal.blinded)
+        self.names = Names.of_run(root, self._rows.values(), self._told, blinded=self.journal.blinded)
         self.here: OpenSlide | None = None
         self.queue: Queue | None = None
         self._place: dict[str, int] = {}  # edit -> object of the open slide
@@ -152,7 +152,7 @@ class Session:
         try:
             cells = pd.read_parquet(folder / "cells.parquet")
         except (OSError, ValueError) as error:
-            raise FormatError(f"Cannot read the cells of slide '{slide_id}': {error}.", "Run the study again.") from error
+            raise FormatError(f"Cannot read the cells of '{slide_id}': {error}.", "Run the study again.") from error
         thresholds = {name: float(told["thresholds"][name]["value"]) for name in self.markers}
         objects = Objects.of_cells(cells, self.recipe.panel, thresholds)
         pixels = open_slide(row.path, scene=row.scene, pixel_size_um=told["pixel_size_um"])
