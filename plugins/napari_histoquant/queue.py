@@ -163,6 +163,10 @@ class Objects:
             self.reviewed[name] = np.append(self.reviewed[name], False)
         return len(self) - 1
 
+    def was_there(self, index: int) -> bool:
+        """Return whether the run found the object or its addition stands; deleted ones were there."""
+        return index < self._n_found or any(edit.action == ADD for edit in self.edits_of(index))
+
     def put(self, index: int, edit: Edit) -> None:
         """Let an edit about an object stand."""
         self._edits.setdefault(index, []).append(edit)
@@ -176,8 +180,7 @@ class Objects:
     def _settle(self, index: int) -> None:
         """Work out an object's state from the edits about it: for each marker the last one holds."""
         edits = self._edits.get(index, [])
-        there = index < self._n_found or any(edit.action == ADD for edit in edits)
-        self.gone[index] = not there or (bool(edits) and edits[-1].action == DELETE)
+        self.gone[index] = not self.was_there(index) or (bool(edits) and edits[-1].action == DELETE)
         for name, classes in self.choices.items():
             self.classes[name][index] = max(self.automatic[name][index], 0)
             self.reviewed[name][index] = False
@@ -267,7 +270,7 @@ def _deciding(cells: pd.DataFrame, name: str, marker: Marker) -> NDArray[np.floa
 
 @dataclass(frozen=True)
 class Counts:
-    """Objects, and those of another class than the first (positive cells), as the run found them and as they are now."""
+    """Objects, and those of another class than the first (positive cells): as the run found them, and as they are."""
 
     automatic: int
     automatic_positive: int

@@ -82,7 +82,7 @@ class ReviewPanel(QWidget):
         self.sample.setToolTip("Only so many cells, drawn at random, for validation")
         self.seed.setToolTip("The same number draws the same cells")
         self.progress, self.about, self.counted = QProgressBar(), QLabel(), QLabel()
-        self.message, self.left_out, self.recent = QLabel(), QLabel(), QLabel()
+        self.message, self.left_out, self.recent, self.belongs = (QLabel() for _ in range(4))
         self.why = QLineEdit()
         self.why.setPlaceholderText("why (kept with the next edit); Enter goes back to the keys")
         self.unblind = QPushButton("Unblind …")
@@ -100,6 +100,7 @@ class ReviewPanel(QWidget):
     def _arrange(self) -> None:
         form = QFormLayout()
         form.addRow("Slide", self.slide)
+        form.addRow(self.belongs)
         form.addRow("Marker", self.marker)
         form.addRow("Region", self.region)
         form.addRow("Show", _row(self.show_, self.order))
@@ -119,7 +120,7 @@ class ReviewPanel(QWidget):
         for button, name in ((self.unblind, "unblind"), (close, "close")):
             button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
             button.clicked.connect(self.actions[name])
-        for label in (self.about, self.counted, self.message, self.left_out, self.recent):
+        for label in (self.about, self.counted, self.message, self.left_out, self.recent, self.belongs):
             label.setWordWrap(True)
             label.setTextFormat(Qt.TextFormat.PlainText)
         self.message.setStyleSheet("color: #FFB000")
@@ -191,6 +192,8 @@ class ReviewPanel(QWidget):
         assert session.queue is not None
         self._quiet = True
         _fill(self.slide, session.slides, session.shown)
+        self.belongs.setText(session.belongs)
+        self.belongs.setVisible(not session.blinded)
         self._regions = [EVERYWHERE, *session.here.objects.regions]
         names = ["everywhere", *(session.names.veiled(name) for name in self._regions[1:])]
         self.region.clear()

@@ -124,6 +124,14 @@ class Session:
         """Name that is shown for the open slide."""
         return "" if self.here is None else self.names.shown(self.here.slide_id)
 
+    @property
+    def belongs(self) -> str:
+        """Where the open slide belongs; empty while the review is blind."""
+        if self.blinded or self.here is None:
+            return ""
+        row = self._rows[self.here.slide_id]
+        return f"animal {row.animal} · group {row.group}" + (f" · section {row.section}" if row.section else "")
+
     def last_slide(self) -> str:
         """Return where the last edit was made, by the name that is shown; the first slide without one."""
         made = [edit.slide_id for edit in self.journal.edits if edit.slide_id in self._told]
@@ -156,6 +164,8 @@ class Session:
         thresholds = {name: float(told["thresholds"][name]["value"]) for name in self.markers}
         objects = Objects.of_cells(cells, self.recipe.panel, thresholds)
         pixels = open_slide(row.path, scene=row.scene, pixel_size_um=told["pixel_size_um"])
+        if self.blinded:  # nothing that is shown holds on to the true name
+            pixels = replace(pixels, name=self.names.shown(slide_id), path=Path(self.names.shown(slide_id)))
         labels = None
         if (folder / "labels.ome.tif").is_file():
             labels = open_slide(folder / "labels.ome.tif", pixel_size_um=told["pixel_size_um"])
@@ -200,6 +210,12 @@ class Session:
             self.here.close()
         self.here = self.queue = None
 
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """End the sitting; everything is in the journal already."""
         self.close_slide()
@@ -228,6 +244,8 @@ class Session:
         if self.here is None or self.queue is None or self.queue.current is None:
             return None
         index, objects, marker = self.queue.current, self.here.objects, self.queue.selection.marker
+        if not objects.was_there(index):
+            return None
         old = objects.called(index, marker)
         choices = objects.choices[marker]
         new = {ACCEPT: old, CALL: choices[(choices.index(old) + 1) % len(choices)], DELETE: None}[action]
@@ -290,21 +308,23 @@ class Session:
     def _look_at(self, edit: Edit | None) -> int | None:
         if edit is None or edit.slide_id not in self._told:
             return None
-        if self.here is None or self.here.slide_id != edit.slide_id:
+        # What was undone in an earlier sitting has no place yet; opening the slide gives every edit one.
+        if self.here is None or self.here.slide_id != edit.slide_id or edit.id not in self._place:
             self.open(self.names.shown(edit.slide_id), None if self.queue is None else self.queue.selection)
         else:
             self._revise(edit)
         index = self._place.get(edit.id)
-        if index is not None and self.queue is not None:
-            self.queue.go_to(index)
+        if index is not None and self.here is not None and self.queue is not None:
+            if self.here.objects.was_there(index):
+                self.queue.go_to(index)
+            elif self.queue.current == index:
+                self.queue.step(1)  # back from an addition that was taken back
         return index
 
     def _revise(self, edit: Edit) -> None:
         """Let an edit stand that did not, or the other way round."""
         assert self.here is not None
-        index = self._place.get(edit.id)
-        if index is None:
-            return
+        index = self._place[edit.id]
         if any(other.id == edit.id for other in self.here.objects.edits_of(index)):
             self.here.objects.take_back(index, edit.id)
         else:
