@@ -13,10 +13,12 @@ from histoquant import cluster, store
 from histoquant.analysis.counting import count_animals, count_groups
 from histoquant.cluster import Inline, Limits
 from histoquant.cores import available_cores
+from histoquant.corrected import write_corrected
 from histoquant.errors import HistoquantError
 from histoquant.footprint import PROCESS_BYTES
 from histoquant.inputs import Checked
 from histoquant.job import release
+from histoquant.journal import read_journals
 from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, empty, shaped
 from histoquant.report.html import render_report
 from histoquant.runstate import Failure, Progress, RunState
@@ -93,6 +95,7 @@ def run_study(
     """
     folder = RunFolder(out)
     with folder.held():
+        read_journals(out)  # what is wrong with them is said now, not after a weekend
         if fresh:
             folder.clear()
         state = RunState(checked, folder, command)
@@ -139,13 +142,16 @@ def _analysed(
 
 
 def write_report(root: Path) -> Path:
-    """Write ``report.html`` of a finished run, and return where it is.
+    """Write ``report.html`` of a finished run, and return where it is; corrections made by hand are replayed first.
 
     Raises
     ------
     InputError
         If the folder holds no finished run.
+    FormatError, Faults
+        If journals of corrections are damaged.
     """
+    write_corrected(root)
     path = root / "report.html"
     store.write_bytes(path, render_report(root).encode("utf-8"), make_folder=False)
     return path

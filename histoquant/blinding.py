@@ -97,9 +97,8 @@ class Blinding:
         return [(codes[slide], slide) for slide in sorted(codes, key=lambda slide: self._digest("order", slide))]
 
     def _code(self, kind: str, name: str, length: int) -> str:
-        return (
-            f"{kind[0].upper()}-{''.join(LETTERS[byte % len(LETTERS)] for byte in self._digest(kind, name)[:length])}"
-        )
+        letters = (LETTERS[byte % len(LETTERS)] for byte in self._digest(kind, name)[:length])
+        return f"{kind[0].upper()}-{''.join(letters)}"
 
     def _digest(self, kind: str, name: str) -> bytes:
         return hmac.new(self._secret, f"{kind}:{name}".encode(), hashlib.sha256).digest()

@@ -50,8 +50,7 @@ def batch_thresholds(recipe: Recipe, batch: str, joined: Sequence[Joined]) -> tu
             )
         values = np.concatenate([_marker_values(item, name) for item in wanted])
         sections = [item.job.slide.slide_id for item in wanted]
-        find = positivity.control_threshold if from_controls else positivity.automatic_threshold
-        thresholds[name] = find(values, recipe.panel[name], sections=sections)
+        thresholds[name] = positivity.stated_or_found(values, recipe.panel[name], sections=sections)
     for item in joined:
         if item.job.slide.control:
             flags += _gates(item, thresholds)

@@ -176,7 +176,7 @@ class Drawing:
             self._save()
             return
         # What was drawn before there was a history is where it begins; what another program changed since is an edit.
-        drawn = _outlines(self.path) if content else ()
+        drawn = read_pixels(self.path) if content else ()
         edit = _Edit.between(self.regions, drawn)
         self._sum = found
         if edit.old != edit.new:
@@ -277,7 +277,8 @@ class Drawing:
             return file.read(1) == b"\n"
 
 
-def _outlines(path: Path) -> tuple[Region, ...]:
+def read_pixels(path: Path) -> tuple[Region, ...]:
+    """Return the outlines of a file, GeoJSON or ImageJ's, with coordinates in pixels; raises as `read_outlines`."""
     return tuple(replace(region, origin="drawn", notes=()) for region in read_outlines(path, 1.0))
 
 

@@ -15,7 +15,15 @@ from histoquant.job import unchanged
 from histoquant.steps import Joined, SlideReport, finish_slide
 from histoquant.store import content_key
 
-ALWAYS = ("cells.parquet", "regions.csv", "sensitivity.csv", "labels.ome.tif", "overview.png", "provenance.json")
+ALWAYS = (
+    "cells.parquet",
+    "regions.csv",
+    "sensitivity.csv",
+    "regions.geojson",
+    "labels.ome.tif",
+    "overview.png",
+    "provenance.json",
+)
 SOMETIMES = ("marker_objects.csv", "error.log")
 """Files of a slide's folder. Those that are not always there would tell of an earlier recipe or an earlier failure."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant.analysis import fragments, measure, positivity, tiles
-from histoquant.analysis.counting import IDENTITY, Section, count_regions, sensitivity
+from histoquant.analysis.counting import IDENTITY, WEAK_COUNTERSTAIN, Section, count_regions, sensitivity
 from histoquant.analysis.marker_objects import marker_objects
 from histoquant.analysis.migration import geodesic_distance_um
 from histoquant.analysis.positivity import AUTOFLUORESCENCE_CORRELATION, AUTOFLUORESCENCE_K, Threshold
@@ -333,7 +333,7 @@ def finish(
     remarks = [*flags, *regions.notes]
     fractions = counterstain_snr(measured.cells, work) >= work.recipe.segment.min_snr or not len(cells)
     if not fractions:
-        remarks.append("counterstain too weak for fractions")
+        remarks.append(WEAK_COUNTERSTAIN)
     if measured.n_cut:
         remarks.append(f"{measured.n_cut} object(s) larger than {work.max_object_um:g} um at a seam")
     section = Section(

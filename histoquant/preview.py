@@ -213,35 +213,25 @@ def finished(steps: Generator[Step, None, Trial]) -> Trial:
             return trial
 
 
-def thresholds_of(trial: Trial, controls: Iterable[Trial] = ()) -> dict[str, Threshold]:
-    """Return the threshold of every marker, as a batch of this area and these controls would have it.
+def threshold_of(trial: Trial, marker: str, controls: Iterable[Trial] = ()) -> Threshold:
+    """Return the threshold of a marker, as a batch of this area and these controls would have it.
 
     Raises
     ------
     InputError
-        If a marker's threshold comes from controls and there is none, or too few nuclei for one.
+        If it comes from controls and there is none, or too few nuclei for one.
     """
-    controls = list(controls)
-    thresholds: dict[str, Threshold] = {}
-    for name in called_markers(trial.work.panel):
-        marker = trial.work.panel[name]
-        assert marker.positive is not None
-        stated = marker.positive.threshold
-        if isinstance(stated, float):
-            thresholds[name] = Threshold(stated, "fixed")
-        elif stated == "auto":
-            sections = [f"the area shown of {trial.work.slide.name}"]
-            thresholds[name] = positivity.automatic_threshold(trial.values(name), marker, sections=sections)
-        elif controls:
-            values = np.concatenate([control.values(name) for control in controls])
-            sections = [control.work.slide.name for control in controls]
-            thresholds[name] = positivity.control_threshold(values, marker, sections=sections)
-        else:
-            raise InputError(
-                f"The threshold of '{name}' comes from negative controls, and none was measured here.",
-                "Measure a control section, or state a threshold.",
-            )
-    return thresholds
+    settings = trial.work.panel[marker].positive
+    assert settings is not None
+    deciding = list(controls) if settings.threshold == "controls" else [trial]
+    if not deciding:
+        raise InputError(
+            f"The threshold of '{marker}' comes from negative controls, and none was measured here.",
+            "Measure a control section, or state a threshold.",
+        )
+    values = np.concatenate([each.values(marker) for each in deciding])
+    sections = [each.work.slide.name for each in deciding]
+    return positivity.stated_or_found(values, trial.work.panel[marker], sections=sections)
 
 
 def _with_margin(work: Work, box: Box) -> Box:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from histoquant import store
 from histoquant.batch import Outcome, Progress, run_study
-from histoquant.errors import HistoquantError, InputError, raise_all
+from histoquant.errors import HistoquantError, InputError, StoreError, raise_all
 from histoquant.inputs import restated_inputs, single_faults
 from histoquant.job import Job, source_hashes
-from histoquant.report.run import FINISHED
+from histoquant.journal import FOLDER, journal_paths
+from histoquant.report.run import FINISHED, corrections_summary
 from histoquant.store import RunFolder
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ COMPARED = (
     "slides/*/sensitivity.csv",
     "slides/*/marker_objects.csv",
     "slides/*/labels.ome.tif",
+    "slides/*/regions.geojson",
+    "review/*.csv",
 )
 """What a run and its repeat must share to the byte. Pictures, the report and provenance name versions and places."""
 
@@ -84,13 +87,14 @@ def repeat_run(
             f"The folder '{out}' holds a finished run already; a repeat computes everything anew.",
             "Name a new --out, or delete the folder.",
         )
-    checked = restated_inputs(state)
+    checked, journals = restated_inputs(state), _journals(root)
     rows = checked.taken
     faults: list[HistoquantError] = []
     for number, row in enumerate(rows):
         progress(Progress(number, len(rows), f"{row.slide_id}: is it the file that was analysed"))
         faults += _source_faults(Job(row, checked.recipe, out), state["inputs"].get(row.slide_id))
     raise_all(faults)
+    _bring(journals, out)
     outcome = run_study(checked, out, command=command, progress=progress, **settings)
     names = sorted(
         {str(p.relative_to(base).as_posix()) for base in (root, out) for g in COMPARED for p in base.glob(g)}
@@ -101,6 +105,35 @@ def repeat_run(
         tuple(f"{name}: {what}" for name in names if (what := _difference(root / name, out / name))),
         tuple(_other_versions(state, RunFolder(out).state())),
     )
+
+
+def _journals(root: Path) -> list[Path]:
+    """Return the journals of a run's corrections, which are an input of it as its outlines are.
+
+    Raises
+    ------
+    InputError
+        If its tables are not those of its journals, so that a repeat could not be compared.
+    """
+    found = journal_paths(root)
+    told = {one["journal"]: one["sha256"] for one in corrections_summary(root).get("reviewers", [])}
+    if {path.name: store.sha256_of(path) for path in found} != told:
+        raise InputError(
+            f"The corrections in '{root / FOLDER}' are newer than the tables.",
+            f"Write the tables anew first: histoquant report {root}",
+        )
+    return found
+
+
+def _bring(journals: Sequence[Path], out: Path) -> None:
+    try:
+        for path in journals:
+            (out / FOLDER).mkdir(parents=True, exist_ok=True)
+            store.write_bytes(out / FOLDER / path.name, path.read_bytes())
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"Cannot write in '{out}': {error.strerror or error}.", "Name another --out.") from error
 
 
 def finished_state(root: Path) -> dict[str, Any]:

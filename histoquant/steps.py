@@ -29,7 +29,7 @@ from histoquant.model.slide import Slide
 from histoquant.ometiff import BAND_PX, write_ome_tiff
 from histoquant.picture import Picture, look, look_px, shrink
 from histoquant.pipeline import Measured
-from histoquant.readers.outlines import read_outlines
+from histoquant.readers.outlines import read_outlines, write_geojson
 from histoquant.report.figures import draw_overview, draw_refused
 from histoquant.store import content_key, sha256_of
 from histoquant.survey import Survey, segmenter_fingerprint, segmenter_parameters, survey
@@ -306,6 +306,8 @@ def _finished(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence
     store.write_csv(target / "sensitivity.csv", result.sensitivity)
     if any(marker.orphans for marker in work.panel.values()):
         store.write_csv(target / "marker_objects.csv", result.objects)
+    with store.whole_file(target / "regions.geojson") as temporary:
+        write_geojson(temporary, regions, px)
     _keep_labels(item, work, measured.numbers, target / "labels.ome.tif")
     del measured  # of a large slide a hundred megabytes, and the picture takes its share
     with store.whole_file(target / "overview.png") as temporary:
@@ -398,6 +400,7 @@ def _provenance(item: Joined, work: Work, thresholds: Mapping[str, Threshold], f
         "reader": reader_fingerprint(job),
         "regions_sha256": store.sha256_of(job.slide.regions) if job.slide.regions else None,
         "pixel_size_um": work.slide.pixel_size_um,
+        "shape_px": list(work.slide.shape),
         "channels": list(work.slide.channels),
         "counterstain": counterstain_of(work.panel),
         **({} if work.survey.stains is None else {"stains": work.survey.stains.as_dict()}),

@@ -267,7 +267,7 @@ class RunFolder:
         return self.root / "tables" / f"{name}.csv"
 
     def claim(self) -> None:
-        """Make the folder, or accept it when it is empty or an earlier run's.
+        """Make the folder, or accept it when it is empty, an earlier run's, or holds only corrections made by hand.
 
         Raises
         ------
@@ -281,7 +281,7 @@ class RunFolder:
             raise StoreError(
                 f"Cannot use '{self.root}' as a run folder: {error.strerror or error}.", "Name another --out."
             ) from error
-        if held and not held & {"run.json", lock.LOCK}:
+        if held - {"review"} and not held & {"run.json", lock.LOCK}:
             raise StoreError(
                 f"The folder '{self.root}' is not empty and holds no run.", "Name an empty or new folder as --out."
             )

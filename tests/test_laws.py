@@ -13,8 +13,10 @@ from shapely import box
 from histoquant import registry
 from histoquant.analysis.agreement import match_points
 from histoquant.analysis.positivity import Threshold
+from histoquant.analysis.review import MATCH_UM, replay
 from histoquant.batch import run_study
 from histoquant.inputs import load
+from histoquant.model.edit import Edit
 from histoquant.model.recipe import parse_recipe
 from histoquant.model.region import Region, resolve
 from histoquant.phantom import PhantomPlan, make_phantom
@@ -246,6 +248,62 @@ def test_8_what_is_finished_is_not_done_again(tmp_path, crowded):
     assert recalled["slides/a/labels.ome.tif"] == first["slides/a/labels.ome.tif"]
     (folder / "recipe.toml").write_text(text.replace("diameter_um = 8.0", "diameter_um = 9.0"), encoding="utf-8")
     assert run()[0] == 3
+
+
+def reviewed(cells, measured="first run"):
+    """Corrections of some cells: flipped, deleted and added, as one reviewer would make them."""
+    parts = {"at": "2026-01-01T10:00:00+00:00", "who": "Anna", "slide_id": "s", "measured": measured}
+    edits = []
+    for number, (_, cell) in enumerate(cells.iloc[::7].iterrows()):
+        where = {name: float(cell[name]) for name in ("y_um", "x_um", "area_um2")}
+        if number % 3:
+            call = {"marker": "tunel", "old": bool(cell["tunel_positive"]), "new": not cell["tunel_positive"]}
+            edits.append(Edit(id=f"e{number}", action="call", **where, **call, **parts))
+        else:
+            edits.append(Edit(id=f"e{number}", action="delete", **where, **parts))
+    spot = {"y_um": 300.0, "x_um": 350.0, "area_um2": 50.0, "marker": "tunel", "new": True}
+    return [*edits, Edit(id="add", action="add", **spot, **parts)]
+
+
+def test_9_review(slide, whole):
+    pd.testing.assert_frame_equal(replay(whole.cells, []).cells, whole.cells, check_exact=True)
+    edits = reviewed(whole.cells)
+    once = replay(whole.cells, edits, measured="first run")
+    twice = replay(whole.cells, edits + edits, measured="first run")
+    pd.testing.assert_frame_equal(once.cells, twice.cells, check_exact=True)
+    deleted = sum(edit.action == "delete" for edit in edits)
+    assert once.unmatched.empty
+    assert len(once.cells) == len(whole.cells) - deleted + 1
+    assert len(edits) > 60
+
+
+@pytest.mark.parametrize("diameter_um", [7.0, 9.5])
+def test_9_corrections_survive_a_run_with_another_recipe(slide, whole, diameter_um):
+    """Places, areas and calls change; what a person said holds where it was said.
+
+    Of these crowded nuclei a few are cut otherwise at another diameter, and an edit about one that is no longer there
+    is listed; at least 9 in 10 must find theirs.
+    """
+    recipe = parse_recipe(RECIPE.replace("diameter_um = 8.0", f"diameter_um = {diameter_um}"))
+    other = analysed(slide, recipe, threshold=100.0).cells
+    assert not np.isin(whole.cells["area_um2"], other["area_um2"]).all()
+    edits = reviewed(whole.cells)
+    done = replay(other, edits, measured="second run")
+    assert sorted([*done.touched["id"], *done.unmatched["id"]]) == sorted(edit.id for edit in edits)  # none is lost
+    assert len(done.unmatched) <= 0.1 * len(edits)
+    wanted = {edit.id: edit.new for edit in edits if edit.action == "call"}
+    told = done.touched[done.touched["action"] == "call"].set_index("id")["cell_id"]
+    called = done.cells.set_index("cell_id")["tunel_positive"]
+    assert all(called[cell] == wanted[name] for name, cell in told.items())
+    deleted = done.touched[done.touched["action"] == "delete"]["cell_id"]
+    assert not set(deleted) & set(done.cells["cell_id"])
+    # they are the right ones, and by their numbers others would have been found
+    places, before = (table.set_index("cell_id")[["y_um", "x_um"]] for table in (other, whole.cells))
+    at = {edit.id: (edit.y_um, edit.x_um) for edit in edits}
+    away = places.loc[told].to_numpy() - [at[name] for name in told.index]
+    assert np.median(np.hypot(*away.T)) < 0.5
+    by_number = (places - before).dropna().to_numpy()
+    assert np.median(np.hypot(*by_number.T)) > 2 * MATCH_UM
 
 
 def test_labels_cells_and_counts_agree(tmp_path, crowded):

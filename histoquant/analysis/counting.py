@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant.analysis.positivity import Rule, Scene, Threshold, call
+from histoquant.model.edit import ACCEPT, ADD, DELETE
 from histoquant.model.panel import Panel, called_markers, counterstain_of
-from histoquant.model.tables import ANIMALS, GROUPS, REGIONS, SENSITIVITY, SENSITIVITY_FACTORS, empty, shaped
+from histoquant.model.tables import ANIMALS, CORRECTED, GROUPS, REGIONS, SENSITIVITY, SENSITIVITY_FACTORS, empty, shaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from histoquant.model.region import RegionSet
 
 MM2_PER_UM2 = 1e-6
+
+EXISTENCE = (ADD, DELETE)
+"""Corrections that concern every marker."""
+
+WEAK_COUNTERSTAIN = "counterstain too weak for fractions"
+"""The flag of a slide on which the counterstain is no denominator."""
 
 IDENTITY = ("slide_id", "animal", "group", "section", "hemisphere", "batch", "control")
 """What every row about a slide starts with."""
@@ -76,20 +83,20 @@ def count_regions(cells: pd.DataFrame, objects: pd.DataFrame, section: Section) 
     import pandas as pd
 
     ground = section.regions.table()
-    names = list(ground["region"])
-    n_cells = _by_region(cells["region"], names, section.regions)
+    counted = section.regions.counted
+    lineage = {name: section.regions.ancestors(name) if name in counted else () for name in ground["region"]}
+    n_cells = _by_region(cells["region"], lineage)
     rows: list[dict[str, Any]] = []
     for marker, positive in _positives(cells, section).items():
         single = marker if marker in section.panel else None
-        n_positive = _by_region(cells["region"][positive], names, section.regions)
-        extra = {
-            column: _by_region(where, names, section.regions)
-            for column, where in _extra_counts(cells, objects, single).items()
-        }
+        n_positive = _by_region(cells["region"][positive], lineage)
+        orphans = objects[(objects["marker"] == single) & objects["orphan"]]
+        further = _classes(cells, single) | {"n_orphans": orphans["region"]}
+        extra = {column: _by_region(where, lineage) for column, where in further.items()}
         area_positive = section.area_positive_um2.get(marker)
-        positive_um2 = dict.fromkeys(names, np.nan)
+        positive_um2 = dict.fromkeys(lineage, np.nan)
         if area_positive is not None:
-            positive_um2 = _summed(area_positive, names, section.regions)
+            positive_um2 = _summed(area_positive, lineage)
         threshold = section.thresholds.get(marker)
         for region, parent, area, masked in ground.itertuples(index=False):
             rows.append(
@@ -124,12 +131,11 @@ def _positives(cells: pd.DataFrame, section: Section) -> dict[str, Any]:
     return called | {f"{a}+{b}": called[a] & called[b] for a, b in section.doubles}
 
 
-def _extra_counts(cells: pd.DataFrame, objects: pd.DataFrame, marker: str | None) -> dict[str, Any]:
+def _classes(cells: pd.DataFrame, marker: str | None) -> dict[str, Any]:
+    """Return where the cells of each further kind lie."""
     counts: dict[str, Any] = {}
     glow = f"{marker}_autofluorescent"
     counts["n_autofluorescent"] = cells["region"][cells[glow]] if glow in cells else cells["region"][:0]
-    mine = objects[(objects["marker"] == marker) & objects["orphan"]]
-    counts["n_orphans"] = mine["region"]
     for kind in ("condensed", "diffuse", "fragmented"):
         column = f"{marker}_class"
         of_kind = cells[column] == kind if column in cells else np.zeros(len(cells), dtype=bool)
@@ -137,16 +143,16 @@ def _extra_counts(cells: pd.DataFrame, objects: pd.DataFrame, marker: str | None
     return counts
 
 
-def _by_region(where: pd.Series, names: Sequence[str], regions: RegionSet) -> dict[str, int]:
+def _by_region(where: pd.Series, lineage: Mapping[str, Sequence[str]]) -> dict[str, int]:
     counts = where.value_counts()
-    return {n: int(v) for n, v in _summed({n: counts.get(n, 0) for n in names}, names, regions).items()}
+    return {n: int(v) for n, v in _summed({n: counts.get(n, 0) for n in lineage}, lineage).items()}
 
 
-def _summed(own: Mapping[str, float], names: Sequence[str], regions: RegionSet) -> dict[str, float]:
+def _summed(own: Mapping[str, float], lineage: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Add every region's own value to its ancestors."""
-    total = {name: own.get(name, 0) for name in names}
-    for name in regions.counted:
-        for ancestor in regions.ancestors(name):
+    total = {name: own.get(name, 0) for name in lineage}
+    for name, ancestors in lineage.items():
+        for ancestor in ancestors:
             total[ancestor] += own.get(name, 0)
     return total
 
@@ -154,6 +160,88 @@ def _summed(own: Mapping[str, float], names: Sequence[str], regions: RegionSet) 
 def _ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
     """Divide; not defined over 0."""
     return numerator / denominator.where(denominator > 0)
+
+
+def recount(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Count a slide's cells again, into the rows that `count_regions` made of it.
+
+    Areas, thresholds, orphans and positive areas stay as they are, for they are not counted from cells. With the same
+    cells, the rows stay as they are.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of one slide, as `tables.REGIONS` lists them.
+    cells : DataFrame
+        Its cells, corrected.
+    """
+    import pandas as pd
+
+    lineage = _lineage(rows)
+    fractions = not rows["flags"].str.contains(WEAK_COUNTERSTAIN, regex=False).any()
+    parts = []
+    for marker, mine in rows.groupby("marker", sort=False):
+        positive, single = np.ones(len(cells), dtype=bool), f"{marker}_positive" in cells
+        for name in called_of(str(marker), cells):
+            positive &= cells[f"{name}_positive"].to_numpy(dtype=bool)
+        counts = {"n_cells": cells["region"], "n_positive": cells["region"][positive]}
+        counts |= _classes(cells, str(marker) if single else None)
+        by_column = {column: _by_region(where, lineage) for column, where in counts.items()}
+        parts.append(mine.assign(**{column: mine["region"].map(by) for column, by in by_column.items()}))
+    table = pd.concat(parts).loc[rows.index] if parts else rows.copy()
+    table["fraction_positive"] = _ratio(table["n_positive"], table["n_cells"]) if fractions else np.nan
+    table["density_per_mm2"] = _ratio(table["n_positive"], table["area_mm2"])
+    return table
+
+
+def called_of(marker: str, cells: pd.DataFrame) -> list[str]:
+    """Return whose calls a row of the tables counts: the marker's, both of ``A+B``, none for a counterstain."""
+    if f"{marker}_positive" in cells:
+        return [marker]
+    return [name for name in marker.split("+") if f"{name}_positive" in cells]
+
+
+def side_by_side(
+    rows: pd.DataFrame, corrected: pd.DataFrame, touched: pd.DataFrame, cells: pd.DataFrame
+) -> pd.DataFrame:
+    """Return, for the rows of one slide, the `tables.CORRECTED` columns: what a review made of them.
+
+    Parameters
+    ----------
+    corrected : DataFrame
+        What `recount` made of ``rows``.
+    touched : DataFrame
+        Edits that found their cell (`review.Replayed.touched`).
+    cells : DataFrame
+        For the names of its calls.
+    """
+    import pandas as pd
+
+    lineage = _lineage(rows)
+    parts = []
+    for marker, mine in rows.groupby("marker", sort=False):
+        about = touched[
+            touched["marker"].isin(["", *called_of(str(marker), cells)]) | touched["action"].isin(EXISTENCE)
+        ]
+        changes = _by_region(about["region"][about["action"] != ACCEPT], lineage)
+        looked_at = _by_region(about.drop_duplicates("cell_id")["region"], lineage)
+        parts.append(mine.assign(n_edits=mine["region"].map(changes), n_reviewed=mine["region"].map(looked_at)))
+    told = pd.concat(parts).loc[rows.index] if parts else rows.assign(n_edits=0, n_reviewed=0)
+    for name in ("n_cells", "n_positive", "fraction_positive", "density_per_mm2"):
+        told[f"{name}_corrected"] = corrected[name]
+    return told[list(CORRECTED)].astype(CORRECTED)
+
+
+def _lineage(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """Return the ancestors of each region, nearest first, as the rows of a slide tell."""
+    parent = dict(zip(rows["region"], rows["parent"], strict=True))
+    lineage: dict[str, list[str]] = {}
+    for region in parent:
+        lineage[region], above = [], parent[region]
+        while above:
+            lineage[region].append(above)
+            above = parent[above]
+    return lineage
 
 
 def sensitivity(

@@ -190,6 +190,27 @@ def automatic_threshold(values: NDArray[np.float64], marker: Marker, *, sections
     return _above_zero(Threshold(value, "auto", detail), named)
 
 
+def stated_or_found(values: NDArray[np.float64], marker: Marker, *, sections: Sequence[str]) -> Threshold:
+    """Return the threshold of a marker as its settings say: as stated, from controls, or automatic.
+
+    Parameters
+    ----------
+    values : (n,) float64
+        Value of every nucleus of the sections that decide; not looked at when the threshold is stated.
+
+    Raises
+    ------
+    InputError
+        As `control_threshold` and `automatic_threshold` do.
+    """
+    assert marker.positive is not None
+    stated = marker.positive.threshold
+    if isinstance(stated, float):
+        return Threshold(stated, "fixed")
+    find = control_threshold if stated == "controls" else automatic_threshold
+    return find(values, marker, sections=sections)
+
+
 def _centre(values: NDArray[np.float64]) -> tuple[float, float]:
     median = float(np.median(values))
     return median, MAD_TO_SD * float(np.median(np.abs(values - median)))

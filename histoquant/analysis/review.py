@@ -118,7 +118,7 @@ def replay(
     return Replayed(
         _corrected(everything, applied, known) if applied else cells.copy(deep=False),
         _touched(everything, applied),
-        _listed(unmatched, [reasons[edit.id] for edit in unmatched]),
+        listed([(edit, reasons[edit.id]) for edit in unmatched]),
         _disagreements(everything, applied),
     )
 
@@ -267,13 +267,14 @@ def _touched(everything: pd.DataFrame, applied: Sequence[tuple[int, Edit]]) -> p
     return shaped(pd.DataFrame(rows, columns=list(TOUCHED)), TOUCHED)
 
 
-def _listed(edits: Sequence[Edit], reasons: Sequence[str]) -> pd.DataFrame:
+def listed(edits: Sequence[tuple[Edit, str]]) -> pd.DataFrame:
+    """Return edits, each with the reason why it found nothing, as `tables.UNMATCHED` lists them."""
     import pandas as pd
 
-    told = [{name: getattr(edit, name, "") for name in UNMATCHED} for edit in edits]
     rows = [
-        row | {"old": _word(edit.old), "new": _word(edit.new), "reason": reason}
-        for row, edit, reason in zip(told, edits, reasons, strict=True)
+        {name: getattr(edit, name, "") for name in UNMATCHED}
+        | {"old": _word(edit.old), "new": _word(edit.new), "reason": reason}
+        for edit, reason in edits
     ]
     return shaped(pd.DataFrame(rows, columns=list(UNMATCHED)), UNMATCHED)
 

@@ -72,6 +72,17 @@ REGIONS: Schema = {
     "control": "str",
 }
 
+CORRECTED: Schema = {
+    "n_cells_corrected": "int64",
+    "n_positive_corrected": "int64",
+    "fraction_positive_corrected": "float64",
+    "density_per_mm2_corrected": "float64",
+    "n_edits": "int64",
+    "n_reviewed": "int64",
+}
+"""What a review adds to the rows of ``tables/regions.csv``. ``n_edits`` are calls, deletions and additions that stand
+and found their cell; ``n_reviewed`` the cells that somebody looked at, whether changed or agreed with."""
+
 ANIMALS: Schema = {
     "animal": "str",
     "group": "str",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from histoquant.model.panel import called_markers
 from histoquant.model.tables import ANIMALS, GROUPS, REGIONS
 from histoquant.report.charts import curve_chart, dots_chart
+from histoquant.report.corrections import corrections, corrections_sentence
 from histoquant.report.gallery import gallery
 from histoquant.report.markup import (
     Html,
@@ -43,6 +44,7 @@ ENDPOINTS = {"density_per_mm2": "positive cells per mm²", "fraction_positive": 
 SECTIONS = {
     "asked": "What was asked",
     "results": "Results",
+    "review": "Corrections by hand",
     "sensitivity": "Sensitivity to the threshold",
     "slides": "Slides",
     "tables": "Tables",
@@ -68,6 +70,7 @@ def render_report(root: Path) -> str:
         _warnings(run),
         _section("asked", _asked(run)),
         _section("results", _results(run)),
+        _section("review", corrections(run)),
         _section("sensitivity", _sensitivity(run)),
         _section("slides", gallery(run)),
         _section("tables", _tables(run)),
@@ -79,7 +82,7 @@ def render_report(root: Path) -> str:
 
 
 def _section(key: str, content: str) -> str:
-    return f'<section id="{key}"><h2>{SECTIONS[key]}</h2>\n{content}</section>\n'
+    return f'<section id="{key}"><h2>{SECTIONS[key]}</h2>\n{content}</section>\n' if content else ""
 
 
 def _title(run: Run) -> str:
@@ -107,7 +110,8 @@ def _head(run: Run) -> str:
         "Controls": plural(controls, "section") if controls else "none",
         "histoquant": state.get("histoquant", ""),
     }
-    links = "".join(f'<a href="#{key}">{name}</a>' for key, name in SECTIONS.items())
+    parts = {key: name for key, name in SECTIONS.items() if key != "review" or run.reviewed is not None}
+    links = "".join(f'<a href="#{key}">{name}</a>' for key, name in parts.items())
     return f"<header><h1>{escape(_title(run))}</h1>\n{_facts(facts)}<nav>{links}</nav></header>\n"
 
 
@@ -372,7 +376,8 @@ def _tables(run: Run) -> str:
 
 def _methods(run: Run) -> str:
     intro = "Written from the recipe and the provenance of this run; check it against what you did before you use it."
-    return f'<p class="note">{intro}</p>\n<blockquote>{paragraph(methods_text(run))}</blockquote>\n'
+    text = paragraph(methods_text(run) + corrections_sentence(run))
+    return f'<p class="note">{intro}</p>\n<blockquote>{text}</blockquote>\n'
 
 
 def _provenance(run: Run) -> str:

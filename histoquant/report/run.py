@@ -12,7 +12,18 @@ from histoquant.analysis.counting import count_animals, count_groups
 from histoquant.errors import InputError
 from histoquant.model.recipe import Recipe, build_recipe
 from histoquant.model.region_set import MASKED, OUTSIDE
-from histoquant.model.tables import ANIMALS, FAILURES, GROUPS, REGIONS, SENSITIVITY, Schema, shaped
+from histoquant.model.tables import (
+    ANIMALS,
+    CORRECTED,
+    DISAGREEMENTS,
+    FAILURES,
+    GROUPS,
+    REGIONS,
+    SENSITIVITY,
+    UNMATCHED,
+    Schema,
+    shaped,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +41,26 @@ _PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "segmenter", "threshold
 
 
 @dataclass(frozen=True, eq=False)
+class Reviewed:
+    """What corrections made by hand come to.
+
+    Attributes
+    ----------
+    summary : dict
+        The content of ``review/review.json``.
+    regions, groups : DataFrame
+        As the tables of the run, with corrected numbers; rows as there.
+    unmatched, disagreements : DataFrame
+    """
+
+    summary: dict[str, Any]
+    regions: pd.DataFrame
+    groups: pd.DataFrame
+    unmatched: pd.DataFrame
+    disagreements: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
     """A finished run.
 
@@ -41,6 +72,7 @@ class Run:
         As `histoquant.model.tables` lists them.
     provenance : slide_id -> dict
         Of the slides that were analysed, in the order of the sample sheet.
+    reviewed : Reviewed or None
     """
 
     root: Path
@@ -52,6 +84,7 @@ class Run:
     groups: pd.DataFrame
     sensitivity: pd.DataFrame
     provenance: dict[str, dict[str, Any]]
+    reviewed: Reviewed | None = None
 
     @property
     def counted(self) -> pd.DataFrame:
@@ -97,6 +130,20 @@ def read_run(root: Path) -> Run:
         _table(root / "tables" / "groups.csv", GROUPS),
         _table(root / "tables" / "sensitivity.csv", SENSITIVITY),
         {slide: _json(held[slide] / "provenance.json", _PROVENANCE_KEYS) for slide in slides},
+        _reviewed(root),
+    )
+
+
+def _reviewed(root: Path) -> Reviewed | None:
+    summary, folder = corrections_summary(root), root / "review"
+    if not summary:
+        return None
+    return Reviewed(
+        summary,
+        _table(folder / "regions.csv", REGIONS),
+        _table(folder / "groups.csv", GROUPS),
+        _table(folder / "unmatched.csv", UNMATCHED),
+        _table(folder / "disagreements.csv", {"slide_id": "str"} | DISAGREEMENTS),
     )
 
 
@@ -136,12 +183,34 @@ def _json(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     return dict(content)
 
 
-def _table(path: Path, schema: Schema) -> pd.DataFrame:
-    """Read a table as text first, so that an animal called NA or 007 keeps its name."""
+def corrections_summary(root: Path) -> dict[str, Any]:
+    """Return what ``review/review.json`` tells of the corrections in the tables; empty when there are none."""
+    path = root / "review" / "review.json"
+    return _json(path, ("reviewers",)) if path.is_file() else {}
+
+
+def read_text(path: Path) -> pd.DataFrame:
+    """Read a table as text, so that an animal called NA or 007 keeps its name, and a number its digits.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
     import pandas as pd
 
     try:
-        text = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
+        return pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot use '{path}': {error}", RERUN) from error
+
+
+def _table(path: Path, schema: Schema) -> pd.DataFrame:
+    import pandas as pd
+
+    text = read_text(path)
+    schema = schema | {name: kind for name, kind in CORRECTED.items() if name in text}
+    try:
         for name in text.columns.intersection([name for name, kind in schema.items() if kind != "str"]):
             text[name] = pd.to_numeric(text[name].where(text[name] != ""))
         return shaped(text, schema)
