@@ -104,7 +104,7 @@ def second_sitting(run: Path, pictures: Path) -> None:
         here, marker = session.here, session.queue.selection.marker
         cells = pd.read_parquet(session.root / "slides" / here.slide_id / "cells.parquet")
         mine = [edit for edit in session.journal.edits if edit.slide_id == here.slide_id]
-        left = replay(cells, mine, measured=here.measured).cells
+        left = replay(cells, mine, measured=here.results.measured).cells
         counts = here.objects.counts(marker)
         return (counts.corrected, counts.corrected_positive) == (len(left), int(left[f"{marker}_positive"].sum()))
 
@@ -124,9 +124,8 @@ class Desk:
 
     def __init__(self, run: Path) -> None:
         import napari
-        from qtpy.QtWidgets import QApplication
-
         from napari_histoquant.launch import open_review
+        from qtpy.QtWidgets import QApplication
 
         self.viewer = napari.Viewer(title="histoquant review")
         self.application = QApplication.instance()
@@ -159,12 +158,13 @@ class Desk:
 
     def confirm_unblinding(self, why: str) -> None:
         """Press the button, write the reason and confirm, as a person would; keep a picture of the dialog."""
+        from napari_histoquant.review_panel import UnblindDialog
         from qtpy.QtCore import QTimer
 
-        from napari_histoquant.review_panel import UnblindDialog
-
         def confirm() -> None:
-            dialog = next(w for w in self.application.topLevelWidgets() if isinstance(w, UnblindDialog) and w.isVisible())
+            dialog = next(
+                w for w in self.application.topLevelWidgets() if isinstance(w, UnblindDialog) and w.isVisible()
+            )
             dialog.reason.setText(why)
             dialog.confirm.click()
 

@@ -11,7 +11,8 @@ import numpy as np
 from histoquant.errors import FormatError, InputError
 from histoquant.model.recipe import Segment
 from histoquant.model.slide import Box, Slide
-from histoquant.picture import flat_pixels
+from histoquant.picture import flat_pixels, shrink
+from napari_histoquant.layers import FLAT_PX
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,10 +85,20 @@ def _span(part: Any, n: int) -> tuple[int, int, int]:
     return index, index + 1, 1
 
 
-def planes_of(slide: Slide, channel: int | None, segment: Segment) -> list[Plane]:
-    """Return a channel at every level of the pyramid, full resolution first; all three of a picture for None."""
-    channels = tuple(range(len(slide.channels))) if channel is None else (channel,)
-    return [Plane(slide, level, channels, segment) for level in range(len(slide.levels))]
+def pyramid(slide: Slide, segment: Segment) -> list[list[Any]]:
+    """Return the layers of a slide, each as its levels, full resolution first: one per channel, or one of RGB.
+
+    A large slide without small levels is read once for one, as when it is opened for drawing.
+    """
+    every = tuple(range(len(slide.channels)))
+    layers = [every] if slide.brightfield else [(channel,) for channel in every]
+    levels = [[Plane(slide, level, layer, segment) for level in range(len(slide.levels))] for layer in layers]
+    if max(levels[0][-1].shape[:2]) <= FLAT_PX:
+        return levels
+    factor = -(-2 * max(slide.shape) // FLAT_PX)
+    means = shrink(slide, every, segment, coarse_um=factor * slide.pixel_size_um).means.astype(levels[0][0].dtype)
+    small = [np.moveaxis(means, 0, -1)] if slide.brightfield else list(means)
+    return [[*planes, level] for planes, level in zip(levels, small, strict=True)]
 
 
 def contrast_limits(cells: pd.DataFrame, channel: str, threshold: float | None) -> tuple[float, float] | None:

@@ -12,7 +12,7 @@ from napari.layers import Image, Points
 from napari.utils import Colormap
 
 from histoquant.model.recipe import Segment
-from napari_histoquant.crops import Crop, outline, planes_of, stretched
+from napari_histoquant.crops import Crop, outline, pyramid, stretched
 from napari_histoquant.queue import Objects, Point
 from napari_histoquant.reviewing import OpenSlide
 
@@ -69,16 +69,25 @@ class ReviewLayers:
         self.n_left_out = 0
         """Objects of the rectangle that is drawn that are not drawn, for there are too many."""
 
-    def show(self, here: OpenSlide, segment: Segment, channel_names: list[str]) -> None:
-        """Put a slide on the canvas, in place of the one before."""
+    def show(self, here: OpenSlide, segment: Segment, channel_names: list[str], active: int) -> None:
+        """Put a slide on the canvas, in place of the one before.
+
+        Parameters
+        ----------
+        active : int
+            The channel whose contrast napari's controls set.
+        """
         self.clear()
         pixel = here.pixels.pixel_size_um
         place = {"scale": (pixel, pixel), "translate": (pixel / 2, pixel / 2), "units": ("um", "um")}
+        levels = pyramid(here.pixels, segment)
         if here.pixels.brightfield:
-            planes = planes_of(here.pixels, None, segment)
-            layers = [Image(planes, rgb=True, multiscale=True, name="slide", **place)]
+            layers = [Image(levels[0], rgb=True, multiscale=True, name="slide", **place)]
         else:
-            layers = [self._channel(here, number, segment, name, place) for number, name in enumerate(channel_names)]
+            layers = [
+                self._channel(here, number, planes, name, place)
+                for number, (planes, name) in enumerate(zip(levels, channel_names, strict=True))
+            ]
         self._images = layers
         nothing = np.empty((0, 2))
         self._points = Points(
@@ -96,12 +105,11 @@ class ReviewLayers:
         for layer in (*layers, self._points, self._ring):
             self._viewer.add_layer(layer)
             layer.editable = False  # decisions are made with the keys of the panel, never by moving a point
-        self._viewer.layers.selection.active = self._points
+        self._viewer.layers.selection.active = layers[min(active, len(layers) - 1)]
         _scale_bar_of(self._viewer).visible = True
         self._drawn = None
 
-    def _channel(self, here: OpenSlide, number: int, segment: Segment, name: str, place: dict[str, Any]) -> Image:
-        planes = planes_of(here.pixels, number, segment)
+    def _channel(self, here: OpenSlide, number: int, planes: list[Any], name: str, place: dict[str, Any]) -> Image:
         limits = here.limits.get(here.pixels.channels[number])
         if limits is None:  # a channel that nothing was measured in
             smallest = np.asarray(planes[-1])

@@ -53,7 +53,7 @@ PANEL_PX = 390
 CROP_PX = {1: 330, 2: 165, 3: 112}
 """About the side of a crop on the screen, by how many lie beside each other."""
 
-_SAID = {ACCEPT: "accepted", CALL: "called", DELETE: "deleted", ADD: "added", UNDO: "undone", UNBLIND: "unblinded"}
+_SAID = {ACCEPT: "accepted", CALL: "called", DELETE: "deleted", ADD: "added", UNDO: "undid:", UNBLIND: "unblinded"}
 
 
 def class_name(value: Value) -> str:
@@ -124,6 +124,8 @@ class ReviewPanel(QWidget):
             label.setWordWrap(True)
             label.setTextFormat(Qt.TextFormat.PlainText)
         self.message.setStyleSheet("color: #FFB000")
+        for label in (self.message, self.left_out):
+            label.hide()
         inside = QWidget()
         scrolled = QScrollArea()
         scrolled.setWidget(inside)
@@ -262,7 +264,7 @@ class ReviewPanel(QWidget):
 
     def show_left_out(self, n_left_out: int) -> None:
         """Say that not all points are drawn."""
-        self.left_out.setText(f"{n_left_out:,} more cells here; come nearer to see all" if n_left_out else "")
+        _say(self.left_out, f"{n_left_out:,} more cells here; come nearer to see all" if n_left_out else "")
 
     def _line(self, session: Session, edit: Edit) -> str:
         """Return an edit of the journal as the reviewer may see it."""
@@ -271,13 +273,17 @@ class ReviewPanel(QWidget):
         change = " → ".join(filter(None, (class_name(edit.old), class_name(edit.new)))) if edit.action == CALL else ""
         if edit.action in (ACCEPT, ADD):
             change = class_name(edit.new)
+        elif edit.action == UNDO:
+            undone = next((other for other in reversed(session.journal.edits) if other.id == edit.undoes), None)
+            change = _SAID[undone.action] if undone is not None else ""
         marked = "" if edit.blinded or edit.action == UNBLIND else "(not blind)"
-        parts = (when, slide, _SAID[edit.action], edit.marker if change else "", change, marked)
+        marker = edit.marker if change and edit.action != UNDO else ""
+        parts = (when, slide, _SAID[edit.action], marker, change, marked)
         return "  ".join(part for part in parts if part)
 
     def tell(self, text: str) -> None:
         """Show what went wrong; nothing when all is well."""
-        self.message.setText(text)
+        _say(self.message, text)
 
 
 class UnblindDialog(QDialog):
@@ -311,6 +317,12 @@ class UnblindDialog(QDialog):
 
 def _columns(n_pictures: int) -> int:
     return {0: 1, 1: 1, 2: 2, 4: 2}.get(n_pictures, 3)
+
+
+def _say(label: QLabel, text: str) -> None:
+    """Show a text; without one the label takes no room."""
+    label.setText(text)
+    label.setVisible(bool(text))
 
 
 def _row(*widgets: QWidget) -> QWidget:

@@ -169,7 +169,7 @@ class ReviewWidget(QWidget):
         if session is None or session.here is None:
             return
         names = [session.names.veiled(name) for name in session.here.pixels.channels]
-        self.layers.show(session.here, session.recipe.segment, names)
+        self.layers.show(session.here, session.recipe.segment, names, session.channel)
         self.viewer.title = f"{TITLE} · {session.shown}"
         self.layers.first_view()
         self.panel.show_slide(session)

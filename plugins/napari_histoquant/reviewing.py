@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from histoquant.analysis.review import replay
-from histoquant.errors import FormatError, InputError
+from histoquant.corrected import SlideResults, read_slide
+from histoquant.errors import InputError
 from histoquant.inputs import restated_inputs
 from histoquant.journal import Journal
 from histoquant.model.edit import ACCEPT, ADD, CALL, DELETE, Edit
-from histoquant.model.panel import bound, called_markers
+from histoquant.model.panel import bound, called_markers, channel_of
 from histoquant.model.recipe import Recipe
 from histoquant.model.slide import Slide
 from histoquant.registry import open_slide
@@ -23,6 +22,9 @@ from histoquant.report.run import read_run
 from napari_histoquant.crops import Crops, contrast_limits
 from napari_histoquant.names import Names
 from napari_histoquant.queue import EVERYWHERE, Objects, Queue, Selection
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PICK_UM = 15.0
 """A click this near to an object means that object."""
@@ -34,10 +36,8 @@ class OpenSlide:
 
     Attributes
     ----------
-    slide_id : str
-        Its true name: not to be shown while the review is blind.
-    measured : str
-        Key of its measured table, which edits name.
+    results : SlideResults
+        What the run folder holds of it, under its true name, which is not to be shown while the review is blind.
     pixels : Slide
     thresholds : marker -> intensity
     objects : Objects
@@ -46,14 +46,18 @@ class OpenSlide:
         Of the channels in which something was measured.
     """
 
-    slide_id: str
-    measured: str
+    results: SlideResults
     pixels: Slide
     labels: Slide | None
     thresholds: Mapping[str, float]
     objects: Objects
     crops: Crops
     limits: Mapping[str, tuple[float, float]]
+
+    @property
+    def slide_id(self) -> str:
+        """Its true name."""
+        return self.results.slide_id
 
     def close(self) -> None:
         """Let go of its files."""
@@ -125,6 +129,14 @@ class Session:
         return "" if self.here is None else self.names.shown(self.here.slide_id)
 
     @property
+    def channel(self) -> int:
+        """Number of the channel that shows the selection's marker; 0 where that is a stain of a picture."""
+        assert self.here is not None
+        assert self.queue is not None
+        pixels, marker = self.here.pixels, self.queue.selection.marker
+        return 0 if pixels.brightfield else pixels.channel_index(channel_of(marker, self.recipe.panel[marker]))
+
+    @property
     def belongs(self) -> str:
         """Where the open slide belongs; empty while the review is blind."""
         if self.blinded or self.here is None:
@@ -155,23 +167,18 @@ class Session:
         self.select(selection)
 
     def _opened(self, slide_id: str) -> OpenSlide:
-        told, row = self._told[slide_id], self._rows[slide_id]
-        folder = self.root / "slides" / slide_id
-        try:
-            cells = pd.read_parquet(folder / "cells.parquet")
-        except (OSError, ValueError) as error:
-            raise FormatError(f"Cannot read the cells of '{slide_id}': {error}.", "Run the study again.") from error
-        thresholds = {name: float(told["thresholds"][name]["value"]) for name in self.markers}
-        objects = Objects.of_cells(cells, self.recipe.panel, thresholds)
-        pixels = open_slide(row.path, scene=row.scene, pixel_size_um=told["pixel_size_um"])
+        results, row = read_slide(self.root, slide_id), self._rows[slide_id]
+        told = results.provenance["thresholds"]
+        thresholds = {name: float(told[name]["value"]) for name in self.markers}
+        objects = Objects.of_cells(results.cells, self.recipe.panel, thresholds)
+        pixels = open_slide(row.path, scene=row.scene, pixel_size_um=results.pixel_size_um)
         if self.blinded:  # nothing that is shown holds on to the true name
             pixels = replace(pixels, name=self.names.shown(slide_id), path=Path(self.names.shown(slide_id)))
-        labels = None
-        if (folder / "labels.ome.tif").is_file():
-            labels = open_slide(folder / "labels.ome.tif", pixel_size_um=told["pixel_size_um"])
+        path = self.root / "slides" / slide_id / "labels.ome.tif"
+        labels = open_slide(path, pixel_size_um=results.pixel_size_um) if path.is_file() else None
         crops = Crops(pixels, self.recipe.segment, labels)
-        limits = _limits(cells, pixels, self.recipe, thresholds)
-        return OpenSlide(slide_id, told["measured_key"], pixels, labels, thresholds, objects, crops, limits)
+        limits = _limits(results.cells, pixels, self.recipe, thresholds)
+        return OpenSlide(results, pixels, labels, thresholds, objects, crops, limits)
 
     def _take_in(self, here: OpenSlide) -> None:
         """Show what the reviewer did to this slide before, found again as `replay` finds it."""
@@ -180,18 +187,7 @@ class Session:
         if not mine:
             return
         objects = here.objects
-        cells = pd.DataFrame(
-            {
-                "cell_id": objects.label,
-                "region": objects.region,
-                "y_um": objects.yx_um[:, 0],
-                "x_um": objects.yx_um[:, 1],
-                "area_um2": objects.area_um2,
-                "origin": "auto",
-                **{f"{name}_positive": codes > 0 for name, codes in objects.automatic.items()},
-            }
-        )
-        touched = replay(cells, mine, measured=here.measured, kind=objects.kind).touched
+        touched = here.results.replay(mine, kind=objects.kind).touched
         rows = {int(label): index for index, label in enumerate(objects.label)}
         edits = {edit.id: edit for edit in mine}
         for told in touched.itertuples(index=False):
@@ -267,29 +263,24 @@ class Session:
             "y_um": y,
             "x_um": x,
             "area_um2": area if np.isfinite(area) else None,
-            "measured": self.here.measured,
+            "measured": self.here.results.measured,
         }
 
     def add(self, y_um: float, x_um: float, why: str = "") -> int | None:
-        """Add an object that was missed, of the selection's marker's second class (a positive cell), and look at it.
-
-        It lies in the region of the object nearest to it until the tables are made again, which place it by the
-        outlines.
-        """
+        """Add an object that was missed, of the selection's marker's second class (a positive cell), and look at it."""
         if self.here is None or self.queue is None:
             return None
         objects, marker = self.here.objects, self.queue.selection.marker
-        near = objects.nearest(y_um, x_um, np.inf)
         edit = self.journal.record(
             self.here.slide_id,
             ADD,
             kind=objects.kind,
-            region="" if near is None else str(objects.region[near]),
+            region=self.here.results.place(np.array([[y_um, x_um]]))[0],
             y_um=float(y_um),
             x_um=float(x_um),
             marker=marker,
             new=objects.choices[marker][1],
-            measured=self.here.measured,
+            measured=self.here.results.measured,
             why=why,
         )
         index = objects.append(edit)

@@ -141,7 +141,7 @@ def as_replayed(session):
     """Return the open slide's objects that are left: place and call, as the tables would be counted from them."""
     table = pd.read_parquet(session.root / "slides" / session.here.slide_id / "cells.parquet")
     edits = [edit for edit in session.journal.edits if edit.slide_id == session.here.slide_id]
-    left = replay(table, edits, measured=session.here.measured).cells
+    left = replay(table, edits, measured=session.here.results.measured).cells
     return sorted(zip(left["y_um"], left["x_um"], left["tunel_positive"], strict=True))
 
 
@@ -269,7 +269,7 @@ def test_a_slide_that_is_gone_is_one_sentence(root, opened):
     row = session._rows[session.names.true(missing)]
     moved = row.path.rename(row.path.with_suffix(".away"))
     try:
-        with pytest.raises(FormatError, match="(?i)no such file|not exist|cannot"):
+        with pytest.raises(FormatError, match=r"Tapirlabel_7|Narwhallabel_3"):
             session.open(missing)
         assert session.shown == session.slides[0]  # the one before stays
     finally:

@@ -1,4 +1,4 @@
-"""The review panel: keys decide, the canvas follows, nothing tells a reviewer which animal it is, no crash loses an edit."""
+"""The review panel: keys decide, the canvas follows, nothing tells a reviewer which animal it is."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from napari_histoquant.launch import open_review
 from napari_histoquant.review_layers import CURRENT, GONE_COLOUR, OBJECTS
 from napari_histoquant.review_panel import UnblindDialog
-from qtpy.QtCore import QObject, Qt
+from qtpy.QtCore import Qt
 from qtpy.QtGui import QAction
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QAbstractItemView, QApplication, QComboBox, QTabBar
@@ -149,9 +149,9 @@ def strings(viewer):
     """Yield every text that a window, a dialog, a layer or the viewer holds, and where."""
     for widget in QApplication.allWidgets():
         yield from texts(widget)
-        for child in widget.findChildren(QObject):
-            if isinstance(child, QAction):
-                yield from texts(child)
+    for window in QApplication.topLevelWidgets():
+        for action in window.findChildren(QAction):
+            yield from texts(action)
     for part in ("title", "status", "help"):
         yield f"viewer.{part}", getattr(viewer, part)
     for layer in viewer.layers:
