@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ def review(path: Path, who: str = "", *, blinded: bool = True) -> None:
     path : Path
         The run folder.
     who : str
-        The reviewer; the name of the account when not given.
+        The reviewer; the window asks for the name, and whether to review blind, when it is not given.
     blinded : bool
         Whether animals, groups and slide names are hidden.
 
@@ -33,20 +32,28 @@ def review(path: Path, who: str = "", *, blinded: bool = True) -> None:
     """
     import napari
 
-    viewer = napari.Viewer(title="histoquant review", show=False)
-    open_review(viewer, path, who, blinded=blinded)
-    viewer.show()
+    viewer = napari.Viewer(title="histoquant review")
+    if who:
+        open_review(viewer, path, who, blinded=blinded)
+    else:
+        dock_review(viewer).start.propose(path)
     napari.run()
 
 
-def open_review(viewer: napari.Viewer, path: Path, who: str = "", *, blinded: bool = True) -> ReviewWidget:
-    """Put the review of a run folder into a viewer; raises as `review`."""
+def dock_review(viewer: napari.Viewer) -> ReviewWidget:
+    """Put the review panel beside the canvas of a viewer."""
     from napari_histoquant.review_widget import ReviewWidget
 
     widget = ReviewWidget(viewer)
     viewer.window.add_dock_widget(widget, name="Review", area="right")
-    if not widget.open(path, who or getpass.getuser(), blinded=blinded):
+    return widget
+
+
+def open_review(viewer: napari.Viewer, path: Path, who: str, *, blinded: bool = True) -> ReviewWidget:
+    """Put the review of a run folder into a viewer; raises as `review`."""
+    widget = dock_review(viewer)
+    if not widget.open(path, who, blinded=blinded):
         told = widget.start.message.text()
-        viewer.close()
+        viewer.window.remove_dock_widget(widget)
         raise InputError(told)
     return widget

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import (
+    QCheckBox,
     QComboBox,
     QDialog,
     QDialogButtonBox,
@@ -284,6 +287,36 @@ class ReviewPanel(QWidget):
     def tell(self, text: str) -> None:
         """Show what went wrong; nothing when all is well."""
         _say(self.message, text)
+
+
+class StartPage(QWidget):
+    """Who reviews which run, and whether blind."""
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        super().__init__()
+        self.root: Path | None = None
+        self.who = QLineEdit(getpass.getuser())
+        self.who.setToolTip("Every edit carries this name; each reviewer has a journal of their own.")
+        self.blind = QCheckBox("Hide animals, groups and slide names")
+        self.blind.setChecked(True)
+        self.begin = QPushButton()
+        self.begin.clicked.connect(begin)
+        self.message = QLabel()
+        self.message.setWordWrap(True)
+        layout = QFormLayout(self)
+        layout.addRow("Reviewer", self.who)
+        for widget in (self.blind, self.begin, self.message):
+            layout.addRow(widget)
+        self.propose(None)
+
+    def propose(self, root: Path | None) -> None:
+        """Offer to review a run; to choose one for None."""
+        self.root = root
+        self.begin.setText("Choose a run folder …" if root is None else f"Review '{root.name}'")
+
+    def tell(self, text: str) -> None:
+        """Show what is wrong."""
+        self.message.setText(text)
 
 
 class UnblindDialog(QDialog):

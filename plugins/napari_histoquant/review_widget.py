@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +9,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import (
-    QCheckBox,
     QFileDialog,
-    QFormLayout,
-    QLabel,
-    QLineEdit,
-    QPushButton,
     QSizePolicy,
     QStackedWidget,
     QVBoxLayout,
@@ -24,7 +18,7 @@ from qtpy.QtWidgets import (
 
 from histoquant.errors import HistoquantError, InputError
 from napari_histoquant.review_layers import ReviewLayers, camera_of, rendered
-from napari_histoquant.review_panel import ReviewPanel, UnblindDialog
+from napari_histoquant.review_panel import ReviewPanel, StartPage, UnblindDialog
 from napari_histoquant.reviewing import PICK_UM, Session
 
 if TYPE_CHECKING:
@@ -87,10 +81,13 @@ class ReviewWidget(QWidget):
 
     # Opening and closing
 
-    def _open_chosen(self, who: str, blinded: bool) -> None:
-        chosen = QFileDialog.getExistingDirectory(self, "Choose a run folder")
-        if chosen:
-            self.open(Path(chosen), who, blinded=blinded)
+    def _open_chosen(self) -> None:
+        root = self.start.root
+        if root is None:
+            chosen = QFileDialog.getExistingDirectory(self, "Choose a run folder")
+            root = Path(chosen) if chosen else None
+        if root is not None:
+            self.open(root, self.start.who.text(), blinded=self.start.blind.isChecked())
 
     def open(self, root: Path, who: str, *, blinded: bool = True) -> bool:
         """Open a run folder, and say whether that went well; what is wrong stands on the start page."""
@@ -108,6 +105,8 @@ class ReviewWidget(QWidget):
             self.start.tell(self.panel.message.text())
             self.close_review()
             return False
+        self.start.propose(None)
+        self.start.tell("")
         self._pages.setCurrentWidget(self.panel)
         self._bind_keys()
         self._focus()
@@ -279,27 +278,3 @@ class ReviewWidget(QWidget):
         if index is not None:
             session.queue.go_to(index)
             self._refresh()
-
-
-class StartPage(QWidget):
-    """Who reviews, and whether blind."""
-
-    def __init__(self, open_run: Callable[[str, bool], None]) -> None:
-        super().__init__()
-        self.who = QLineEdit(getpass.getuser())
-        self.who.setToolTip("Every edit carries this name; each reviewer has a journal of their own.")
-        self.blind = QCheckBox("Hide animals, groups and slide names")
-        self.blind.setChecked(True)
-        button = QPushButton("Choose a run folder …")
-        button.clicked.connect(lambda: open_run(self.who.text(), self.blind.isChecked()))
-        self.message = QLabel()
-        self.message.setWordWrap(True)
-        layout = QFormLayout(self)
-        layout.addRow("Reviewer", self.who)
-        layout.addRow(self.blind)
-        layout.addRow(button)
-        layout.addRow(self.message)
-
-    def tell(self, text: str) -> None:
-        """Show what is wrong."""
-        self.message.setText(text)

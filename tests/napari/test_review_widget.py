@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from napari_histoquant.launch import open_review
+from napari_histoquant.launch import dock_review, open_review
 from napari_histoquant.review_layers import CURRENT, GONE_COLOUR, OBJECTS
 from napari_histoquant.review_panel import UnblindDialog
 from qtpy.QtCore import Qt
@@ -236,6 +236,20 @@ def test_nothing_that_can_be_seen_tells_which_animal_it_is(review, root, monkeyp
         ("unblind", True, "reviewed"), ("accept", False, "")
     ]  # fmt: skip
     assert "(not blind)" in widget.panel.recent.text()
+
+
+def test_the_start_page_asks_who_and_forgets_the_folder(make_napari_viewer, root):
+    widget = dock_review(make_napari_viewer())
+    widget.start.propose(root)
+    assert root.name in widget.start.begin.text()
+    widget.start.who.setText("  ")
+    widget.start.begin.click()
+    assert "reviewer's name" in widget.start.message.text()
+    widget.start.who.setText("Ben")
+    widget.start.begin.click()
+    assert (widget.session.journal.who, widget.session.blinded) == ("Ben", True)
+    assert (widget.start.root, widget.start.message.text()) == (None, "")
+    widget.close_review()
 
 
 def test_other_layers_would_tell_names(make_napari_viewer, root):
