@@ -15,11 +15,11 @@ from histoquant.analysis.background import Background, estimate, find_tissue, ou
 from histoquant.analysis.compiled import compiled
 from histoquant.analysis.filters import TRUNCATE, gauss, opened
 from histoquant.analysis.stains import Stains
-from histoquant.model.panel import bound, channel_of
+from histoquant.model.panel import Panel, bound, channel_of
 from histoquant.model.recipe import BackgroundSettings, Recipe, Segment, plugin_parameters
 from histoquant.model.slide import Box, Slide
 from histoquant.picture import COARSE_UM, Picture, block_means, flat_pixels, look
-from histoquant.stained import floored, stained, stains_of
+from histoquant.stained import Found, floored, stained, stains_of
 from histoquant.threads import in_order
 
 if TYPE_CHECKING:
@@ -146,16 +146,10 @@ def survey(slide: Slide, recipe: Recipe) -> Survey:
     """
     import shapely
 
-    pixel_size_um = slide.pixel_size_um
-    panel = bound(recipe.panel, slide)
-    found = stains_of(slide, recipe)
-    stains = None if found is None else found.stains
-    slide = slide if stains is None else stained(slide, stains)
-    wanted = {str(channel_of(name, marker)) for name, marker in panel.items()}
-    indices = tuple(index for index, channel in enumerate(slide.channels) if channel in wanted)
-    channels = tuple(slide.channels[index] for index in indices)
-    coarse, picture = look(slide, indices, recipe.segment)
-    coarse = floored(coarse, stains)
+    seen = _seen(slide, recipe)
+    pixel_size_um, found, stains = slide.pixel_size_um, seen.found, seen.stains
+    slide, panel, indices, channels = seen.slide, seen.panel, seen.indices, seen.channels
+    coarse, picture = floored(seen.coarse, stains), seen.picture
     tissue_mask = find_tissue(picture.means, picture.px * pixel_size_um)
     background = estimate(
         coarse, picture.px, pixel_size_um=pixel_size_um, settings=recipe.background, tissue=tissue_mask
@@ -198,6 +192,44 @@ def survey(slide: Slide, recipe: Recipe) -> Survey:
         picture,
         stains,
     )
+
+
+def tissue_of(slide: Slide, recipe: Recipe) -> Any:
+    """Return the outline of the tissue as a survey finds it, a shapely geometry in um (x, y), without the rest of it.
+
+    Raises as `survey` does.
+    """
+    picture = _seen(slide, recipe).picture
+    coarse_um = picture.px * slide.pixel_size_um
+    return outline(find_tissue(picture.means, coarse_um), coarse_um)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A slide looked at once, its stains unmixed; ``coarse`` and ``picture`` are those of `look`."""
+
+    slide: Slide
+    found: Found | None
+    panel: Panel
+    indices: tuple[int, ...]
+    channels: tuple[str, ...]
+    coarse: NDArray[np.float32]
+    picture: Picture
+
+    @property
+    def stains(self) -> Stains | None:
+        return None if self.found is None else self.found.stains
+
+
+def _seen(slide: Slide, recipe: Recipe) -> _Seen:
+    slide.pixel_size_um  # noqa: B018  asked for what it raises, before anything is read
+    panel = bound(recipe.panel, slide)
+    found = stains_of(slide, recipe)
+    slide = slide if found is None else stained(slide, found.stains)
+    wanted = {str(channel_of(name, marker)) for name, marker in panel.items()}
+    indices = tuple(index for index, channel in enumerate(slide.channels) if channel in wanted)
+    channels = tuple(slide.channels[index] for index in indices)
+    return _Seen(slide, found, panel, indices, channels, *look(slide, indices, recipe.segment))
 
 
 def segmented_channels(recipe: Recipe, panel: Any, channels: tuple[str, ...]) -> tuple[int, ...]:

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Shapes
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtGui import QColor, QIcon, QPixmap
+from napari.qt.threading import thread_worker
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
+    QApplication,
     QCheckBox,
     QComboBox,
     QFileDialog,
     QFormLayout,
     QGridLayout,
     QLabel,
-    QPushButton,
-    QTreeWidget,
-    QTreeWidgetItem,
     QVBoxLayout,
     QWidget,
 )
@@ -29,14 +27,16 @@ from histoquant.inputs import read_recipe
 from histoquant.model.recipe import Recipe
 from histoquant.model.region import Region
 from histoquant.model.slide import Slide
-from napari_histoquant.layers import DRAWN, OUTLINES, UNITS, named, outline_layer
+from histoquant.survey import tissue_of
+from napari_histoquant.controls import button, soon, swatch
+from napari_histoquant.layers import DRAWN, OUTLINES, UNITS, named
 from napari_histoquant.opening import shown_slide
-from napari_histoquant.shapes import FEATURES, features_of, fills, regions_in, shapes_of
+from napari_histoquant.region_tree import RegionTree
+from napari_histoquant.shapes import FEATURES, TEXT, UnfinishedError, features_of, fills, regions_in, shapes_of
+from napari_histoquant.view import camera_of
 
-LIVE_MS = 60
-"""Pause after which derived regions follow an edit: a few pictures a second while a corner is dragged."""
-
-UM2_PER_MM2 = 1e6
+LINE_PX, DERIVED_PX = 2.5, 1.5
+"""Width of outlines on the screen, whatever the zoom."""
 
 
 class DrawWidget(QWidget):
@@ -53,11 +53,13 @@ class DrawWidget(QWidget):
         self.layer: Shapes | None = None
         self.derived: Shapes | None = None
         self.recipe: Recipe | None = None
+        self._tissue: Any = None
+        self._found = Derived((), ())
         self._follows = False
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(LIVE_MS)
-        self._timer.timeout.connect(self._show_derived)
+        self._timer = soon(self, self._show_derived)
+        self._still = soon(self, self._when_still)
+        self._zoomed = soon(self, self._fit_lines)
+        camera_of(napari_viewer).events.zoom.connect(self._zoom)
         self._build()
         self._say("Choose the file of the outlines, an old one or a new one, to begin.")
 
@@ -81,22 +83,24 @@ class DrawWidget(QWidget):
             drawing.change(shown[-1].metadata[DRAWN])
         self._drop_layers(*shown)
         self.slide, self.drawing = slide, drawing
-        data, settings, _ = outline_layer(
-            drawing.regions, slide.pixel_size_um, name=f"outlines · {named(slide)}", path=path
+        px = slide.pixel_size_um
+        self.layer = self.viewer.add_shapes(
+            ndim=2,
+            name=f"outlines · {named(slide)}",
+            scale=(px, px),
+            units=UNITS,
+            metadata={OUTLINES: path},
+            opacity=1.0,
         )
-        self.layer = self.viewer.add_shapes(data, **(settings if data else settings | {"ndim": 2, "text": None}))
-        if not data:
-            self.layer.features = features_of([])
-            self.layer.text = settings["text"]
-        self.layer.feature_defaults = self._stated()
+        self.layer.features = features_of([])
+        self.layer.text = TEXT
+        self._redraw()
         self.layer.events.data.connect(self._edited)
         self.layer.events.set_data.connect(self._moved)
-        self._follows = True
         self._file.setText(path.name)
         self._file.setToolTip(str(path))
-        self._list()
-        self._show_derived()
-        self._say(f"{len(drawing.regions)} outlines; {drawing.n_undo} edits can be undone.")
+        self._find_tissue()
+        self._say(f"{len(drawing.regions)} outline(s); {drawing.n_undo} edit(s) can be undone.")
 
     def use_recipe(self, path: Path) -> None:
         """Take names and derived regions from a recipe."""
@@ -104,6 +108,7 @@ class DrawWidget(QWidget):
         self._recipe.setText(path.name)
         self._fill_names()
         self._show_derived()
+        self._find_tissue()
 
     def _drop_layers(self, *others: Shapes) -> None:
         self._follows = False
@@ -144,14 +149,16 @@ class DrawWidget(QWidget):
         self._say(f"{what} done." if done else f"Nothing to {what}.")
 
     def _edited(self, event: Any) -> None:
-        """Save what was drawn, moved or deleted, once it is finished."""
-        said = str(getattr(event, "action", "changed")).rsplit(".", 1)[-1].casefold()
-        if self._follows and said not in ("adding", "removing", "changing") and not self._unfinished():
-            self.keep()
+        begun = str(getattr(event, "action", "")).rsplit(".", 1)[-1].casefold() in ("adding", "removing", "changing")
+        if self._follows and not begun:
+            self._still.start()
 
-    def _unfinished(self) -> bool:
-        # napari tells nobody else that a polygon still waits for its next corner.
-        return bool(getattr(self.layer, "_is_creating", False))
+    def _when_still(self) -> None:
+        """Save what was drawn, moved or deleted, once no button of the mouse is held."""
+        if QApplication.mouseButtons() != Qt.MouseButton.NoButton:
+            self._still.start()
+        elif self.drawing is not None and self.layer is not None:
+            self.keep()
 
     def _moved(self, event: Any = None) -> None:
         if self._follows:
@@ -164,6 +171,9 @@ class DrawWidget(QWidget):
         try:
             regions, rows = self._regions()
             changed = self.drawing.change(regions)
+        except UnfinishedError:
+            self._say("Click corner by corner; a double click ends the outline.")
+            return
         except HistoquantError as error:
             self._say(str(error), wrong=True)
             return
@@ -175,7 +185,7 @@ class DrawWidget(QWidget):
         if changed:
             self._list()
             self._timer.start()
-            self._say(f"Saved; {self.drawing.n_undo} edits can be undone.")
+            self._say(f"Saved; {self.drawing.n_undo} edit(s) can be undone.")
 
     def _regions(self) -> tuple[list[Region], list[dict[str, Any]]]:
         assert self.drawing is not None
@@ -207,14 +217,30 @@ class DrawWidget(QWidget):
         edges = np.array([(*(part / 255 for part in colours[row["class"] or row["name"]]), 1.0) for row in rows])
         self.layer.edge_color = edges
         self.layer.face_color = fills(edges, rows)
-        self.layer.edge_width = [3] * len(rows)
         self.layer.refresh_text()
+        self._fit_lines()
+
+    def _zoom(self, event: Any = None) -> None:
+        self._zoomed.start()
+
+    def _fit_lines(self) -> None:
+        """Draw lines as wide on the screen as before: napari's are as wide as so many pixels of the slide."""
+        self._follows, followed = False, self._follows
+        for layer, width in ((self.layer, LINE_PX), (self.derived, DERIVED_PX)):
+            if layer is not None and layer in self.viewer.layers and len(layer.data):
+                layer.edge_width = [self._screen(width)] * len(layer.data)
+        self._follows = followed
+
+    def _screen(self, width: float) -> float:
+        """Return how many pixels of the slide so many of the screen are."""
+        assert self.slide is not None
+        return width / float(camera_of(self.viewer).zoom * self.slide.pixel_size_um)
 
     # ------------------------------------------------------------------ what the next region is
 
     def _stated(self) -> dict[str, Any]:
         name = self._name.currentText().strip() or "region"
-        parent = self._parent.currentText().strip()
+        parent = self._lies_in.currentText().strip()
         told = {"name": name, "parent": parent, "masked": self._masked.isChecked(), "label": name}
         return dict(FEATURES) | told
 
@@ -228,7 +254,7 @@ class DrawWidget(QWidget):
         self.layer.selected_data = set()
         self.layer.current_edge_color = (red, green, blue, 1.0)
         self.layer.current_face_color = (red, green, blue, 0.12)
-        self.layer.current_edge_width = 3
+        self.layer.current_edge_width = self._screen(LINE_PX)
         self._follows = True
 
     def rename(self) -> None:
@@ -257,13 +283,13 @@ class DrawWidget(QWidget):
         text = self._name.currentText()
         self._name.clear()
         for name in offered:
-            self._name.addItem(_swatch(self._colour(name)), name)
+            self._name.addItem(swatch(self._colour(name)), name)
         self._name.setCurrentText(text or next(iter(offered)))
 
     # ------------------------------------------------------------------ what follows from the outlines
 
     def _show_derived(self) -> None:
-        if self.slide is None or self.layer is None or self.recipe is None or self._unfinished():
+        if self.slide is None or self.layer is None or self.recipe is None:
             return
         px = self.slide.pixel_size_um
         try:
@@ -271,10 +297,11 @@ class DrawWidget(QWidget):
         except HistoquantError:
             return
         height, width = self.slide.shape
-        found = derive(drawn, self.recipe.regions, slide_um=(height * px, width * px), pixel_size_um=px)
+        whole = (height * px, width * px)
+        found = derive(drawn, self.recipe.regions, slide_um=whole, pixel_size_um=px, tissue=self._tissue)
         in_pixels = [region for region in in_um(found.regions, 1 / px) if not region.geometry.is_empty]
         shapes = shapes_of(in_pixels, colours_of(region.name for region in in_pixels))
-        settings = {"shape_type": shapes.settings["shape_type"], "edge_width": 2, "face_color": "transparent"}
+        settings = {"shape_type": shapes.settings["shape_type"], "edge_width": self._screen(DERIVED_PX)}
         if self.derived is None or self.derived not in self.viewer.layers:
             active = self.viewer.layers.selection.active
             self.derived = self.viewer.add_shapes(
@@ -284,49 +311,45 @@ class DrawWidget(QWidget):
             self.viewer.layers.selection.active = active
         self.derived.data = []
         if shapes.data:
-            self.derived.add(shapes.data, edge_color=shapes.settings["edge_color"], **settings)
+            edges = shapes.settings["edge_color"]
+            self.derived.add(shapes.data, edge_color=edges, face_color="transparent", **settings)
             self.derived.features = shapes.settings["features"]
             self.derived.text = shapes.settings["text"]
-        self._list(found)
+        self._found = found
+        self._list()
 
-    def _list(self, found: Derived | None = None) -> None:
-        """List the regions by their parents, with areas; what is derived stands in italics."""
+    def _find_tissue(self) -> None:
+        """Look for the tissue in a thread: what is derived is kept within it, once it is found."""
+        self._tissue = None
+        if self.slide is None or self.recipe is None:
+            return
+        asked = self.slide, self.recipe
+        worker = _tissue_of(*asked)
+        worker.returned.connect(lambda tissue: self._found_tissue(asked, tissue))
+        worker.start()
+
+    def _found_tissue(self, asked: tuple[Slide, Recipe], tissue: Any) -> None:
+        if asked != (self.slide, self.recipe):
+            return
+        if isinstance(tissue, HistoquantError):
+            self._say(str(tissue), wrong=True)
+        else:
+            self._tissue = tissue
+            self._show_derived()
+
+    def _list(self) -> None:
         assert self.drawing is not None
         assert self.slide is not None
-        self._tree.clear()
-        items: dict[str, QTreeWidgetItem] = {}
-        px = self.slide.pixel_size_um
-        rows = [(region, False) for region in in_um(self.drawing.regions, px)]
-        rows += [(region, True) for region in (() if found is None else found.regions)]
-        for region, is_derived in rows:
-            kind = "line" if region.is_line else "mask" if region.masked else ""
-            area = (
-                f"{region.geometry.length:,.0f} um" if region.is_line else f"{region.geometry.area / UM2_PER_MM2:.4f}"
-            )
-            item = QTreeWidgetItem([region.name, area, "derived" if is_derived else kind])
-            item.setTextAlignment(1, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-            item.setIcon(0, _swatch(self._colour(region.classification or region.name)))
-            font = item.font(0)
-            font.setItalic(is_derived)
-            item.setFont(0, font)
-            items.setdefault(region.name, item)
-            rule = None if self.recipe is None else self.recipe.regions.get(region.name)
-            parent = items.get(region.parent or (rule.parent if rule is not None else None) or "")
-            if parent is None or parent is item:
-                self._tree.addTopLevelItem(item)
-            else:
-                parent.addChild(item)
-        self._tree.expandAll()
-        names = dict.fromkeys(["", *(region.name for region, _ in rows if not region.is_line)])
-        kept = self._parent.currentText()
-        self._parent.clear()
-        self._parent.addItems(names)
-        self._parent.setCurrentText(kept)
+        drawn = in_um(self.drawing.regions, self.slide.pixel_size_um)
+        self._tree.show_regions(drawn, self._found.regions, self.recipe)
+        kept = self._lies_in.currentText()
+        self._lies_in.clear()
+        self._lies_in.addItems(list(dict.fromkeys(["", *(region.name for region in drawn if not region.is_line)])))
+        self._lies_in.setCurrentText(kept)
         self._undo.setEnabled(self.drawing.n_undo > 0)
         self._redo.setEnabled(self.drawing.n_redo > 0)
-        if found is not None:
-            self._waiting.setText("\n".join(found.waiting))
-            self._waiting.setVisible(bool(found.waiting))
+        self._waiting.setText("\n".join(self._found.waiting))
+        self._waiting.setVisible(bool(self._found.waiting))
 
     # ------------------------------------------------------------------ the form
 
@@ -335,19 +358,19 @@ class DrawWidget(QWidget):
         self._name = QComboBox()
         self._name.setEditable(True)
         self._name.setToolTip("What the next region is called; choose or type. 'Ignore...' masks its ground.")
-        self._parent = QComboBox()
-        self._parent.setEditable(True)
-        self._parent.setToolTip("The region it lies in, if any; its cells are counted in both.")
+        self._lies_in = QComboBox()
+        self._lies_in.setEditable(True)
+        self._lies_in.setToolTip("The region it lies in, if any; its cells are counted in both.")
         self._masked = QCheckBox("leave its ground out everywhere")
         self._name.currentTextChanged.connect(lambda _: self._state_next())
-        self._parent.currentTextChanged.connect(lambda _: self._state_next())
+        self._lies_in.currentTextChanged.connect(lambda _: self._state_next())
         self._masked.toggled.connect(lambda _: self._state_next())
         self._fill_names()
         form = QFormLayout()
         form.addRow(button("Outlines…", self._ask_file), self._file)
         form.addRow(button("Recipe…", self._ask_recipe), self._recipe)
         form.addRow("Region", self._name)
-        form.addRow("lies in", self._parent)
+        form.addRow("lies in", self._lies_in)
         form.addRow("Mask", self._masked)
         self._undo, self._redo = button("Undo", self.undo), button("Redo", self.redo)
         buttons = QGridLayout()
@@ -359,10 +382,7 @@ class DrawWidget(QWidget):
         buttons.addWidget(button("Name selected", self.rename), 1, 2)
         buttons.addWidget(self._undo, 2, 0)
         buttons.addWidget(self._redo, 2, 1)
-        self._tree = QTreeWidget()
-        self._tree.setHeaderLabels(["Region", "Size", ""])
-        self._tree.setColumnWidth(0, 150)
-        self._tree.setMinimumHeight(140)
+        self._tree = RegionTree()
         self._waiting, self._message = QLabel(), QLabel()
         for label in (self._waiting, self._message):
             label.setWordWrap(True)
@@ -401,14 +421,9 @@ class DrawWidget(QWidget):
                 self._say(str(error), wrong=True)
 
 
-def button(text: str, action: Any) -> QPushButton:
-    """Return a button that does something."""
-    button = QPushButton(text)
-    button.clicked.connect(lambda _checked=False: action())
-    return button
-
-
-def _swatch(colour: tuple[int, int, int]) -> QIcon:
-    pixmap = QPixmap(12, 12)
-    pixmap.fill(QColor(*colour))
-    return QIcon(pixmap)
+@thread_worker  # type: ignore[misc]
+def _tissue_of(slide: Slide, recipe: Recipe) -> Any:
+    try:
+        return tissue_of(slide, recipe)
+    except HistoquantError as error:
+        return error

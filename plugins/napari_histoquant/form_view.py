@@ -160,7 +160,11 @@ class _WholeBox(QSpinBox):
 
 
 class _NumberBox(QDoubleSpinBox):
-    """A number that scrolling through the form does not change."""
+    """A number that scrolling through the form does not change, without idle zeros."""
+
+    def textFromValue(self, value: float) -> str:
+        """Return the number as it is written."""
+        return f"{value:.6g}"
 
     def wheelEvent(self, event: Any) -> None:
         """Leave the wheel to the form."""

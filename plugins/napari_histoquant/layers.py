@@ -6,6 +6,7 @@ count from the corner, are not.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,9 @@ FLAT_PX = 4096
 side: napari would read all of it again at every move."""
 
 LOOKED_AT_PX = 4_000_000
-CONTRAST = (1.0, 99.8)
-"""Percentiles of the smallest level that are shown as black and as full colour."""
+BLACK, BLACK_AMONG_OTHERS, FULL = 1.0, 50.0, 99.8
+"""Percentiles of the smallest level that are shown as black, alone and where channels are added up, and in full colour.
+Half of a fluorescent section is background at least; shown, it would drown the other channels."""
 
 CELL_UM = 9.0
 NEGATIVE = (0.75, 0.75, 0.75, 0.55)
@@ -66,7 +68,7 @@ def slide_layers(slide: Slide) -> list[LayerData]:
         step = slide.z_step_um or px
         place = {"scale": (step, px, px), "translate": (0, px / 2, px / 2), "units": ("um", *UNITS)}
     name = named(slide)
-    shared = place | {"metadata": {SLIDE: slide}, "multiscale": len(levels) > 1}
+    shared = place | {"metadata": {SLIDE: kept(slide)}, "multiscale": len(levels) > 1}
     if slide.brightfield:
         pictures = [_moved(level[:3]) for level in levels]
         return [(_data(pictures), shared | {"name": name, "rgb": True}, "image")]
@@ -77,11 +79,18 @@ def slide_layers(slide: Slide) -> list[LayerData]:
         settings = {
             "name": f"{channel} · {name}",
             "colormap": maps[index],
-            "contrast_limits": _limits(smallest[index]),
+            "contrast_limits": _limits(smallest[index], alone=len(slide.channels) == 1),
             "blending": "additive",
+            "visible": maps[index] != UNSTAINED_COLOURMAP,
         }
         layers.append((_data([level[index] for level in levels]), shared | settings, "image"))
     return layers
+
+
+def kept(slide: Slide) -> Slide:
+    """Return a slide that closes its files when nothing holds it any more, as when its layers are removed."""
+    weakref.finalize(slide, slide.close)
+    return slide
 
 
 def named(slide: Slide) -> str:
@@ -132,7 +141,7 @@ def _colourmaps(channels: Sequence[str]) -> list[str]:
     return ["gray"] if len(channels) == 1 else maps
 
 
-def _limits(level: Any) -> tuple[float, float]:
+def _limits(level: Any, *, alone: bool) -> tuple[float, float]:
     """Return the intensities between which a channel is shown, from its smallest level."""
     if level.ndim == 3:
         level = level[level.shape[0] // 2]
@@ -141,7 +150,7 @@ def _limits(level: Any) -> tuple[float, float]:
     seen = seen[np.isfinite(seen)]
     if not seen.size:
         return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(seen, CONTRAST))
+    low, high = (float(value) for value in np.percentile(seen, (BLACK if alone else BLACK_AMONG_OTHERS, FULL)))
     return low, max(high, low + (1.0 if seen.dtype.kind in "iu" else 1e-6))
 
 

@@ -202,7 +202,8 @@ def run_layers(root: Path, slide_id: str) -> list[LayerData]:
     markers = called_markers(checked.recipe.panel)
     counted = outline_layer(in_pixels, px, name=f"regions · {named(slide)}")
     counted[1]["metadata"] = {}  # results: nothing to draw on
-    return [*slide_layers(slide), counted, cell_layer(cells, markers, name=f"cells · {named(slide)}")]
+    outlines = [counted] if in_pixels else []
+    return [*slide_layers(slide), *outlines, cell_layer(cells, markers, name=f"cells · {named(slide)}")]
 
 
 def _regions(job: Job, slide: Slide, told: dict[str, Any]) -> RegionSet:

@@ -36,9 +36,16 @@ FEATURES: Mapping[str, Any] = {
 """Columns of the features and what a new shape has: ``outline`` is its place in the drawing, -1 for a new one, and
 ``label`` the name where it is written."""
 
+TEXT: Mapping[str, Any] = {"string": "{label}", "color": "white", "size": 10, "anchor": "center"}
+"""How the names are written."""
+
 ELLIPSE_CORNERS = 96
 
 FILL = 0.12
+
+
+class UnfinishedError(InputError):
+    """An outline whose first corners are being drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +86,9 @@ def shapes_of(regions: Sequence[Region], colours: Mapping[str, Colour]) -> Shape
         "features": features_of(rows),
         "edge_color": np.array(edges) if edges else "white",
         "face_color": fills(np.array(edges), rows) if edges else (1.0, 1.0, 1.0, FILL),
-        "edge_width": 3,
+        "edge_width": 3.0,
         "opacity": 1.0,
-        "text": {"string": "{label}", "color": "white", "size": 10, "anchor": "center"},
+        "text": TEXT,
     }
     return Shapes(data, settings)
 
@@ -219,12 +226,13 @@ def _key(corner: NDArray[np.float64]) -> tuple[np.float32, np.float32]:
 
 
 def _geometry(rings: list[tuple[int, bool, NDArray[np.float64]]], *, is_line: bool, many: bool) -> Geometry:
+    least = 2 if is_line else 3
+    if any(len(np.unique(ring, axis=0)) < least for _, _, ring in rings):
+        raise UnfinishedError(f"An outline has fewer than {least} different corners.", "Draw on, or delete it.")
     if is_line:
         return shapely.LineString(rings[0][2][:, ::-1])
     parts: dict[int, list[Any]] = {}
     for part, hole, ring in rings:
-        if len(np.unique(ring, axis=0)) < 3:
-            raise InputError("An outline has fewer than three different corners.", "Draw on, or delete it.")
         parts.setdefault(part, []).insert(len(parts.get(part, [])) if hole else 0, ring[:, ::-1])
     polygons = [shapely.Polygon(shell, holes) for shell, *holes in parts.values()]
     return polygons[0] if len(polygons) == 1 and not many else shapely.MultiPolygon(polygons)

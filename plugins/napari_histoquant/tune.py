@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,17 @@ from histoquant.inputs import read_recipe
 from histoquant.model.panel import called_markers
 from histoquant.model.recipe import Recipe, parse_recipe
 from histoquant.model.recipe_toml import recipe_toml
-from histoquant.model.slide import Box, Slide
+from histoquant.model.slide import Slide
 from histoquant.preview import Bench, Step, Trial, threshold_of
 from histoquant.registry import open_slide
 from histoquant.starter import brightfield_recipe, starter_recipe
 from histoquant.store import write_bytes
-from napari_histoquant.draw import button
+from napari_histoquant.controls import button
 from napari_histoquant.form_view import FormView
 from napari_histoquant.histogram import Histogram
-from napari_histoquant.layers import SLIDE, UNITS, call_colours, cell_layer
+from napari_histoquant.layers import UNITS, call_colours, cell_layer, kept
 from napari_histoquant.opening import calibrated, shown_slide
+from napari_histoquant.view import visible_box
 
 CONTROL_PX = 4_000_000
 """Of a control section that is measured; the batch takes all of it."""
@@ -48,6 +49,13 @@ CONTROL_PX = 4_000_000
 
 NONE = Threshold(math.inf, "none")
 """Of a marker whose threshold is not known yet: nothing reaches it."""
+
+
+SOURCES = {
+    "fixed": "threshold stated",
+    "auto": "threshold from this area alone",
+    "controls": "threshold from the control",
+}
 
 
 class TuneWidget(QWidget):
@@ -144,7 +152,7 @@ class TuneWidget(QWidget):
         if self.recipe is None:
             self._say("Load a recipe first.", wrong=True)
             return
-        slide = calibrated(open_slide(path))
+        slide = kept(calibrated(open_slide(path)))
         self._control_slides.append(slide)
         self._start(_sampled(self.bench(slide), self.recipe), self._controlled)
 
@@ -164,8 +172,7 @@ class TuneWidget(QWidget):
             return
         self.worker = _walk(steps)
         self.worker.yielded.connect(self._progressed)
-        self.worker.returned.connect(done)
-        self.worker.errored.connect(self._failed)
+        self.worker.returned.connect(lambda made: self._returned(made, done))
         self.worker.finished.connect(self._ended)
         self._busy(True)
         self.worker.start()
@@ -176,10 +183,11 @@ class TuneWidget(QWidget):
         if step.what:
             self._say(f"{step.what[0].upper()}{step.what[1:]} …")
 
-    def _failed(self, error: Exception) -> None:
-        if not isinstance(error, HistoquantError):
-            raise error
-        self._say(str(error), wrong=True)
+    def _returned(self, made: Trial | HistoquantError | None, done: Callable[[Trial], None]) -> None:
+        if isinstance(made, HistoquantError):
+            self._say(str(made), wrong=True)
+        elif made is not None:  # nothing is made when it was cancelled
+            done(made)
 
     def _ended(self) -> None:
         self.worker = None
@@ -188,14 +196,10 @@ class TuneWidget(QWidget):
             self._say("Cancelled; nothing was changed.")
 
     def _previewed(self, trial: Trial) -> None:
-        if trial is None:
-            return
         self.trial = trial
         self.recall()
 
     def _controlled(self, trial: Trial) -> None:
-        if trial is None:
-            return
         self.controls = [each for each in self.controls if each.work.slide.path != trial.work.slide.path] + [trial]
         names = ", ".join(each.work.slide.name for each in self.controls)
         share = 100 * trial.area_mm2 / (np.prod(trial.work.slide.shape) * trial.work.slide.pixel_size_um**2 / 1e6)
@@ -296,8 +300,8 @@ class TuneWidget(QWidget):
                 continue
             n = int(cells[f"{marker}_positive"].sum())
             share = f"{100 * n / len(cells):.1f} %, " if len(cells) else ""
-            source = self.thresholds[marker].source
-            lines.append(f"{marker}+ {n:,} ({share}{n / self.trial.area_mm2:,.0f} per mm²; threshold {source})")
+            source = SOURCES[self.thresholds[marker].source]
+            lines.append(f"{marker}+ {n:,} ({share}{n / self.trial.area_mm2:,.0f} per mm²; {source})")
         self._say("\n".join(lines))
 
     def _show_histogram(self) -> None:
@@ -409,8 +413,14 @@ class TuneWidget(QWidget):
 
 @thread_worker  # type: ignore[misc]
 def _walk(steps: Any) -> Any:
-    """Go through the steps of a trial in a thread; napari asks between two steps whether to go on."""
-    trial = yield from steps
+    """Go through the steps of a trial in a thread, and return it or what keeps it from being made.
+
+    napari asks between two steps whether to go on.
+    """
+    try:
+        trial = yield from steps
+    except HistoquantError as error:
+        return error
     return trial
 
 
@@ -418,14 +428,3 @@ def _sampled(bench: Bench, recipe: Recipe) -> Any:
     yield Step(0, 0, "" if bench.surveyed(recipe) else "surveying the control, once")
     trial = yield from bench.trial(recipe, bench.sample_box(recipe, CONTROL_PX))
     return trial
-
-
-def visible_box(viewer: Any, slide: Slide) -> Box:
-    """Return the part of a slide that the canvas shows, in full-resolution pixels."""
-    layer = next(layer for layer in viewer.layers if layer.metadata.get(SLIDE) is slide)
-    rows = slice(-3, -1) if getattr(layer, "rgb", False) and layer.corner_pixels.shape[1] > 2 else slice(-2, None)
-    factors = np.asarray(layer.downsample_factors[layer.data_level])[rows] if layer.multiscale else np.ones(2)
-    corners = layer.corner_pixels[:, rows]
-    (y0, x0), (y1, x1) = np.floor(corners[0] * factors), np.ceil((corners[1] + 1) * factors)
-    height, width = slide.shape
-    return Box(max(0, int(y0)), min(height, int(y1)), max(0, int(x0)), min(width, int(x1)))
