@@ -20,7 +20,7 @@ from histoquant.analysis.counting import count_animals, count_groups, recount, s
 from histoquant.analysis.review import Replayed
 from histoquant.errors import FormatError, InputError
 from histoquant.journal import FOLDER, Written, all_edits, read_journals
-from histoquant.model.edit import Edit, in_effect
+from histoquant.model.edit import CELL, Edit, in_effect
 from histoquant.model.region_set import RegionSet
 from histoquant.model.tables import CORRECTED, DISAGREEMENTS, empty
 from histoquant.readers.outlines import read_outlines
@@ -63,7 +63,7 @@ class SlideResults:
     regions: RegionSet
     provenance: dict[str, Any]
 
-    def replay(self, edits: Iterable[Edit], *, kind: str = "cell") -> Replayed:
+    def replay(self, edits: Iterable[Edit], *, kind: str = CELL) -> Replayed:
         """Return what the edits of a journal make of the cells; those of other slides are left out."""
         mine = [edit for edit in edits if edit.slide_id == self.slide_id]
         return review.replay(
@@ -203,7 +203,7 @@ def correct(run: Run, journals: Sequence[Written]) -> Corrections:
     counted = _stacked(regions, automatic)
     animals = _animals(run, counted)
     groups = count_groups(animals, reference_group=run.reference_group)
-    nowhere = empty({"slide_id": "str"} | DISAGREEMENTS)
+    disagreements.append(empty({"slide_id": "str"} | DISAGREEMENTS))
     return Corrections(
         counted,
         animals,
@@ -211,7 +211,7 @@ def correct(run: Run, journals: Sequence[Written]) -> Corrections:
         _stacked(beside, empty(CORRECTED)),
         cells,
         pd.concat(unmatched, ignore_index=True),
-        _stacked(disagreements, nowhere),
+        pd.concat(disagreements, ignore_index=True),
         journals,
     )
 
@@ -224,10 +224,14 @@ def _stacked(parts: Sequence[pd.DataFrame], nothing: pd.DataFrame) -> pd.DataFra
 
 
 def _elsewhere(edits: Sequence[Edit], run: Run) -> pd.DataFrame:
-    """Return the edits about slides that these results do not have."""
+    """Return the edits about slides and kinds of objects that these results do not have."""
     held = set(run.regions["slide_id"])
-    lost = [edit for edit in in_effect(edits) if edit.slide_id not in held]
-    return review.listed([(edit, f"slide '{edit.slide_id}' is not in these results") for edit in lost])
+    standing = in_effect(edits)
+    lost = [
+        (edit, f"slide '{edit.slide_id}' is not in these results") for edit in standing if edit.slide_id not in held
+    ]
+    other = [edit for edit in standing if edit.slide_id in held and edit.kind != CELL]
+    return review.listed([*lost, *((edit, f"these results hold no {edit.kind}s") for edit in other)])
 
 
 def _animals(run: Run, counted: pd.DataFrame) -> pd.DataFrame:

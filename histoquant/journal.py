@@ -202,6 +202,8 @@ class Journal:
                 head |= {"made": datetime.now(UTC).isoformat(timespec="seconds")}
                 store.write_bytes(self.path, _line(head | {"fingerprint": state.get("fingerprint", "")}))
             written = read_journal(self.path)
+            if written.who != who:  # another reviewer's first moment, just before this one's
+                raise StoreError(f"'{self.path}' was just begun by {written.who}.", "Open the review again.")
             self._file: BinaryIO = self._held.enter_context(self.path.open("ab", buffering=0))
         except OSError as error:
             self._held.close()

@@ -216,11 +216,16 @@ def test_two_reviewers_and_slides_that_are_not_there(results):
         }
         ben.record("a", "delete", **where)
         ben.record("gone", "delete", **where)
+        ben.record("a", "call", kind="spine", marker="class", new="thin", **where)
     found = write_corrected(results)
     assert len(found.journals) == 2
     assert found.disagreements["said"].tolist() == ["Anna: there; Ben: none there"]
-    assert found.unmatched["reason"].tolist() == ["slide 'gone' is not in these results"]
-    assert table(results / "review", "unmatched")["who"].tolist() == ["Ben"]
+    reasons = ["slide 'gone' is not in these results", "these results hold no spines"]
+    assert found.unmatched["reason"].tolist() == reasons
+    assert table(results / "review", "unmatched")["who"].tolist() == ["Ben", "Ben"]
+    page = write_report(results).read_text(encoding="utf-8")
+    assert "slide &#x27;gone&#x27; is not in these results" in page
+    assert "Anna: there; Ben: none there" in page
     corrected = found.cells["a"].set_index("cell_id")
     assert 5 not in corrected.index
     assert corrected.loc[6, "tunel_positive"] != cells.loc[6, "tunel_positive"]

@@ -179,6 +179,92 @@ def bland_altman(first: ArrayLike, second: ArrayLike) -> BlandAltman:
     return BlandAltman(len(a), bias, sd, bias - 1.96 * sd, bias + 1.96 * sd, percent)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """One rater against another; of the run, ``first`` is the run and ``second`` the truth.
+
+    Attributes
+    ----------
+    marker, first, second : str
+    n_first, n_second, tp : int
+        Places of either, and pairs of them.
+    counts : tuple of (slide_id, region, n_first, n_second, tp)
+        The same, image by image.
+    bland_altman : BlandAltman
+        Of the counts, first - second.
+    """
+
+    marker: str
+    first: str
+    second: str
+    counts: tuple[tuple[str, str, int, int, int], ...]
+    bland_altman: BlandAltman
+
+    @property
+    def n_first(self) -> int:
+        """Places of the first."""
+        return sum(row[2] for row in self.counts)
+
+    @property
+    def n_second(self) -> int:
+        """Places of the second."""
+        return sum(row[3] for row in self.counts)
+
+    @property
+    def tp(self) -> int:
+        """Pairs of places."""
+        return sum(row[4] for row in self.counts)
+
+    @property
+    def precision(self) -> float:
+        """Share of the first's places that the second has; nan without any."""
+        return self.tp / self.n_first if self.n_first else math.nan
+
+    @property
+    def recall(self) -> float:
+        """Share of the second's places that the first has; nan without any."""
+        return self.tp / self.n_second if self.n_second else math.nan
+
+    @property
+    def f1(self) -> float:
+        """2 pairs / all places of both; nan without any."""
+        both = self.n_first + self.n_second
+        return 2 * self.tp / both if both else math.nan
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything by name, for JSON; None where a ratio is not defined."""
+        numbers = {name: getattr(self, name) for name in ("n_first", "n_second", "tp", "precision", "recall", "f1")}
+        told = {"marker": self.marker, "first": self.first, "second": self.second, "n_images": len(self.counts)}
+        whole: dict[str, Any] = plain(told | numbers | {"bland_altman": self.bland_altman.as_dict()})
+        return whole
+
+
+@dataclass(frozen=True)
+class Correlated:
+    """Counts of several raters, of the images that all of them looked at.
+
+    Attributes
+    ----------
+    marker : str
+    raters : tuple of str
+    forms : tuple of Icc
+        ``A,1``, ``C,1`` and ``1,1``.
+    cv_percent : float
+        Mean over images of 100 SD / mean over raters; nan below two raters.
+    """
+
+    marker: str
+    raters: tuple[str, ...]
+    forms: tuple[Icc, ...]
+    cv_percent: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything by name, for JSON; None where a number is not defined."""
+        told = {"marker": self.marker, "raters": list(self.raters), "cv_percent": self.cv_percent}
+        whole: dict[str, Any] = plain(told | {"icc": [one.as_dict() for one in self.forms]})
+        return whole
+
+
 def cv_percent(counts: ArrayLike) -> NDArray[np.float64]:
     """Return 100 s / mean over the raters of each image; nan for an image where all counted nothing.
 
@@ -213,3 +299,12 @@ def consensus(raters: Sequence[ArrayLike], *, tolerance_um: float) -> NDArray[np
         votes[place] += 1
         centre, votes = np.concatenate([centre, points[new]]), np.concatenate([votes, np.ones(len(new), dtype=int)])
     return centre[2 * votes > len(raters)]
+
+
+def plain(told: Any) -> Any:
+    """Return what JSON can hold: None for nan, in dicts and lists too."""
+    if isinstance(told, dict):
+        return {name: plain(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [plain(value) for value in told]
+    return None if isinstance(told, float) and math.isnan(told) else told

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histoquant.model.edit import ADD, DELETE, UNDO, Edit, Value, in_effect
+from histoquant.model.edit import ADD, CELL, DELETE, UNDO, Edit, Value, in_effect
 from histoquant.model.tables import DISAGREEMENTS, TOUCHED, UNMATCHED, shaped
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def replay(
     measured: str = "",
     place: Place | None = None,
     pixel_size_um: float | None = None,
-    kind: str = "cell",
+    kind: str = CELL,
 ) -> Replayed:
     """Apply the edits of one slide to its table.
 

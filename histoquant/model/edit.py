@@ -21,6 +21,9 @@ back, or reveal the names of slides, animals and groups."""
 
 ABOUT_OBJECTS = (CALL, ACCEPT, DELETE, ADD)
 
+CELL = "cell"
+"""The kind of object that is reviewed unless said otherwise."""
+
 Value = bool | str | None
 """The class of an object: positive or not, or a name (``mushroom``); None where none is stated."""
 
@@ -76,7 +79,7 @@ class Edit:
     who: str
     slide_id: str
     action: str
-    kind: str = "cell"
+    kind: str = CELL
     region: str = ""
     y_um: float | None = None
     x_um: float | None = None

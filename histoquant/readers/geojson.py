@@ -124,16 +124,16 @@ def shape_px(geometry: Any) -> Geometry:
     if not isinstance(parts, list) or not parts:
         raise InputError("has no coordinates")
     if kind == "LineString":
-        return shapely.LineString(_corners(parts, 2))
+        return shapely.LineString(corners(parts, 2))
     polygons = [parts] if kind == "Polygon" else parts
     if not all(isinstance(polygon, list) and polygon for polygon in polygons):
         raise InputError("has a part without coordinates")
-    rings = [[_corners(ring, 3) for ring in polygon] for polygon in polygons]
+    rings = [[corners(ring, 3) for ring in polygon] for polygon in polygons]
     shapes = [shapely.Polygon(shell, holes) for shell, *holes in rings]
     return shapes[0] if kind == "Polygon" else shapely.MultiPolygon(shapes)
 
 
-def _corners(positions: Any, least: int) -> NDArray[np.float64]:
+def corners(positions: Any, least: int) -> NDArray[np.float64]:
     """Return GeoJSON positions as (n, 2) array of (x, y)."""
     try:
         corners = np.array(positions)

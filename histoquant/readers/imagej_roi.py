@@ -49,11 +49,7 @@ def shape_px(content: bytes) -> tuple[str, Geometry | None]:
     """
     import roifile
 
-    try:
-        with _complaints_raised(roifile.logger()):
-            roi = roifile.ImagejRoi.frombytes(content)
-    except (ValueError, TypeError, struct.error) as e:
-        raise InputError(f"is a damaged ROI ({e})") from e
+    roi = _read(content)
     name, kind, subtype = str(roi.name), str(roi.roitype.name), str(roi.subtype.name)
     if kind == "POINT":
         return name, None
@@ -76,6 +72,33 @@ def shape_px(content: bytes) -> tuple[str, Geometry | None]:
     if len(np.unique(corners, axis=0)) < least:
         raise InputError(f"has fewer than {least} different points")
     return name, shapely.LineString(corners) if kind in LINES else shapely.Polygon(corners)
+
+
+def points_px(content: bytes) -> tuple[str, NDArray[np.float64]]:
+    """Return the name and the points of an ROI as (n, 2) of (y, x), pixel corners at integers; none of other kinds.
+
+    ImageJ states points from the centre of the first pixel (``Roi.useLineSubpixelConvention`` in its source), half a
+    pixel from its corner.
+
+    Raises
+    ------
+    InputError
+        When it is damaged. The message reads on from the name of the ROI.
+    """
+    roi = _read(content)
+    if roi.roitype.name != "POINT":
+        return str(roi.name), np.empty((0, 2))
+    return str(roi.name), _finite(roi.coordinates()).reshape(-1, 2)[:, ::-1] + 0.5
+
+
+def _read(content: bytes) -> Any:
+    import roifile
+
+    try:
+        with _complaints_raised(roifile.logger()):
+            return roifile.ImagejRoi.frombytes(content)
+    except (ValueError, TypeError, struct.error) as e:
+        raise InputError(f"is a damaged ROI ({e})") from e
 
 
 @contextmanager

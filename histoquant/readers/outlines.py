@@ -87,17 +87,17 @@ def read_outlines(path: Path, pixel_size_um: float) -> list[Region]:
     if not (math.isfinite(pixel_size_um) and pixel_size_um > 0):
         raise PixelSizeError(f"Outlines '{path.name}': pixel size {pixel_size_um} um is not a positive number.")
     drawing = _Drawing(path.name, pixel_size_um)
-    content = _content(path)
+    content = content_of(path)
     if content[:4] == b"Iout":
         drawing.add_imagej(content, path.stem)
     elif content[:2] == b"PK":
-        for name, member in _zip_members(content, path.name):
+        for name, member in zip_members(content, path.name):
             if member[:4] == b"Iout":
                 drawing.add_imagej(member, Path(name).stem)
             else:
                 drawing.passed_over(f"files that are no ImageJ ROI ('{Path(name).name}')")
     else:
-        for feature, parent in geojson.features(_json(content, path.name), path.name):
+        for feature, parent in geojson.features(json_of(content, path.name), path.name):
             drawing.add_feature(feature, parent)
     return drawing.finished()
 
@@ -105,11 +105,11 @@ def read_outlines(path: Path, pixel_size_um: float) -> list[Region]:
 # ---------------------------------------------------------------------- from bytes to features
 
 
-def _content(path: Path) -> bytes:
-    """Return a file's bytes, unpacked when it is gzipped."""
-    remedy = "Give the GeoJSON or ImageJ ROI file that holds this slide's outlines."
+def content_of(path: Path, what: str = "Outlines") -> bytes:
+    """Return the bytes of a file of outlines or points, unpacked when it is gzipped."""
+    remedy = f"Give the GeoJSON or ImageJ ROI file that holds this slide's {what.lower()}."
     if is_there(path) and not path.is_file():  # to open a pipe is to wait for whoever writes into it
-        raise FormatError(f"Outlines '{path.name}' are a folder, device or pipe, not a file.", remedy)
+        raise FormatError(f"{what} '{path.name}' are a folder, device or pipe, not a file.", remedy)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -117,18 +117,18 @@ def _content(path: Path) -> bytes:
             with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
                 content = packed.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as e:
-        raise FormatError(f"Outlines '{path.name}' cannot be read ({e}).", remedy) from e
+        raise FormatError(f"{what} '{path.name}' cannot be read ({e}).", remedy) from e
     if len(content) > MAX_BYTES:
         raise FormatError(
-            f"Outlines '{path.name}' hold more than {MAX_BYTES // 1_000_000} MB.",
+            f"{what} '{path.name}' hold more than {MAX_BYTES // 1_000_000} MB.",
             "Export annotations only, without detections or cells.",
         )
     if not content.strip():
-        raise FormatError(f"Outlines '{path.name}' are empty.", remedy)
+        raise FormatError(f"{what} '{path.name}' are empty.", remedy)
     return content
 
 
-def _zip_members(content: bytes, file: str) -> Iterator[tuple[str, bytes]]:
+def zip_members(content: bytes, file: str, what: str = "Outlines") -> Iterator[tuple[str, bytes]]:
     """Yield name and bytes of each entry; nothing is written to disk, so names are only names."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -136,7 +136,7 @@ def _zip_members(content: bytes, file: str) -> Iterator[tuple[str, bytes]]:
             left = MAX_BYTES
             if len(entries) > MAX_MEMBERS or sum(entry.file_size for entry in entries) > left:
                 raise FormatError(
-                    f"Outlines '{file}': the zip unpacks to more than {MAX_MEMBERS} entries or "
+                    f"{what} '{file}': the zip unpacks to more than {MAX_MEMBERS} entries or "
                     f"{MAX_BYTES // 1_000_000} MB.",
                     "Save only the regions of this slide from ImageJ's ROI Manager.",
                 )
@@ -148,23 +148,24 @@ def _zip_members(content: bytes, file: str) -> Iterator[tuple[str, bytes]]:
                     unpacked = member.read(left + 1)
                 left -= len(unpacked)
                 if left < 0:
-                    raise FormatError(f"Outlines '{file}': the zip holds more than it states.", "Save it again.")
+                    raise FormatError(f"{what} '{file}': the zip holds more than it states.", "Save it again.")
                 yield entry.filename, unpacked
     except ZIP_FAULTS as e:
-        raise FormatError(f"Outlines '{file}': the zip is damaged or encrypted ({e}).", "Save it again.") from e
+        raise FormatError(f"{what} '{file}': the zip is damaged or encrypted ({e}).", "Save it again.") from e
 
 
-def _json(content: bytes, file: str) -> Any:
+def json_of(content: bytes, file: str, what: str = "Outlines") -> Any:
+    """Return what a file's JSON holds, unless that is too much."""
     if content.count(b"[") + content.count(b"{") > MAX_JSON_LISTS or content.count(b",") > MAX_JSON_VALUES:
         raise FormatError(
-            f"Outlines '{file}' hold more than {MAX_JSON_LISTS:,} corners or other parts.",
+            f"{what} '{file}' hold more than {MAX_JSON_LISTS:,} corners or other parts.",
             "Export annotations only, without detections or cells.",
         )
     try:
         return json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as e:
         raise FormatError(
-            f"Outlines '{file}' are neither GeoJSON nor ImageJ ROIs ({e}).",
+            f"{what} '{file}' are neither GeoJSON nor ImageJ ROIs ({e}).",
             "Export annotations from QuPath as GeoJSON, or save a .roi or .zip from ImageJ's ROI Manager.",
         ) from e
 

@@ -19,23 +19,21 @@ def corrections(run: Run) -> str:
     """Return the part as HTML; empty when nobody reviewed the run."""
     if run.reviewed is None:
         return ""
-    reviewed = run.reviewed
+    found = run.reviewed
+    where = (
+        "All other numbers on this page are automatic. The corrected ones are in review/regions.csv, animals.csv and "
+        "groups.csv; in tables/regions.csv both stand side by side."
+    )
     return "".join(
         [
-            bullets(_reviewer(one) for one in reviewed.summary["reviewers"]),
-            _groups(run, reviewed),
-            _regions(run, reviewed),
-            _listing("unmatched", "correction", "found no cell in these results", reviewed.unmatched),
+            bullets(_reviewer(one) for one in found.summary["reviewers"]),
+            _groups(run, found),
+            _regions(run, found),
+            _listing("unmatched", "correction", "without a cell in these results", found.unmatched),
             _listing(
-                "disagreements",
-                "cell",
-                "is seen differently by reviewers; the later edit holds",
-                reviewed.disagreements,
+                "disagreements", "cell", "seen differently by reviewers; the later edit holds", found.disagreements
             ),
-            paragraph(
-                "All other numbers on this page are automatic. The corrected ones are in review/regions.csv, "
-                "animals.csv and groups.csv; in tables/regions.csv both stand side by side."
-            ),
+            paragraph(where),
         ]
     )
 
@@ -57,11 +55,7 @@ def corrections_sentence(run: Run) -> str:
 def _reviewer(told: dict[str, Any]) -> str:
     blind, standing = told["n_blinded"], told["n_standing"]
     how = "all made blind" if blind == standing else f"{blind} of them made blind"
-    when = (
-        f"{told['first'][:10]} to {told['last'][:10]}"
-        if told["first"][:10] != told["last"][:10]
-        else told["first"][:10]
-    )
+    when = " to ".join(dict.fromkeys((told["first"][:10], told["last"][:10])))
     text = f"{told['who']}: {plural(told['n_edits'], 'correction')}, {plural(told['n_accepted'], 'call')} agreed with"
     torn = told["torn_lines"]
     lost = f"; a crash cut {plural(len(torn), 'line')} of {told['journal']}, which were not done" if torn else ""
@@ -85,16 +79,19 @@ def _groups(run: Run, reviewed: Reviewed) -> Html:
         )
         for row in records(both)
     ]
-    pair = ("automatic", "corrected")
     headings = [
         "Region",
         "Marker",
         "Group",
-        *(f"Positive, {one}" for one in pair),
-        *(f"Per mm², {one}" for one in pair),
+        "Positive",
+        "corrected",
+        "Per mm²",
+        "corrected",
+        "Change of it",
+        "corrected",
     ]
     against = f" Changes are against {run.reference_group}." if run.reference_group else ""
-    caption = f"Groups, automatic and corrected. Means over animals; positives are sums.{against}"
+    caption = f"Groups: automatic, and beside it corrected. Means over animals; positives are sums.{against}"
     return table(caption, headings, rows, n_heads=3)
 
 
@@ -114,8 +111,8 @@ def _regions(run: Run, reviewed: Reviewed) -> Html:
         )
         for row in records(both.head(MAX_LISTED))
     ]
-    headings = ["Slide", "Region", "Marker", "Nuclei, automatic", "Nuclei, corrected"]
-    headings += ["Positive, automatic", "Positive, corrected", "Corrections", "Cells looked at"]
+    headings = ["Slide", "Region", "Marker", "Nuclei", "corrected"]
+    headings += ["Positive", "corrected", "Corrections", "Cells looked at"]
     caption = "Regions of the slides that were reviewed" + _cut(len(both), "tables/regions.csv")
     return Html(folded(f"Slides ({plural(len(both), 'row')})", table(caption, headings, rows, n_heads=3)))
 
@@ -125,7 +122,7 @@ def _listing(name: str, noun: str, what: str, frame: pd.DataFrame) -> Html:
         return Html("")
     columns = [column for column in frame.columns if column not in ("id", "at", "kind", "blinded", "area_um2", "old")]
     shown: Iterable[Any] = frame[columns].head(MAX_LISTED).itertuples(index=False)
-    caption = f"{plural(len(frame), noun)}: {what}{_cut(len(frame), f'review/{name}.csv')}"
+    caption = f"{plural(len(frame), noun)} {what}{_cut(len(frame), f'review/{name}.csv')}"
     headings = [column.replace("_id", "").replace("_um", ", µm").capitalize() for column in columns]
     return table(caption, headings, [tuple(row) for row in shown])
 

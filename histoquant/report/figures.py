@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from histoquant.analysis.raters import BlandAltman
     from histoquant.model.region_set import RegionSet
 
 # Colours of Okabe & Ito, which people with any colour vision can tell apart; regions use the lighter half.
@@ -179,3 +180,44 @@ def _scale_bar(axes: Any, height: float, width: float) -> None:
     right, y = width * 0.98, height * 0.975
     axes.plot([right - length, right], [y, y], color="white", linewidth=4, solid_capstyle="butt")
     axes.text(right - length / 2, y - 0.008 * height, length_label(length), color="white", ha="center", va="bottom")
+
+
+def draw_bland_altman(path: Path, panels: Sequence[tuple[str, NDArray[Any], BlandAltman]], *, title: str) -> None:
+    """Draw differences over means, one panel per pair of raters, with bias and limits of agreement, as PNG.
+
+    Parameters
+    ----------
+    panels : sequence of (name, (n, 2) counts of first and second, BlandAltman)
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.4, 3.1 * rows + 0.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (name, counts, told) in zip(grid, panels, strict=False):
+        first, second = counts[:, 0].astype(float), counts[:, 1].astype(float)
+        axes.axhline(0, color="#BBBBBB", linewidth=0.8)
+        axes.scatter((first + second) / 2, first - second, s=22, color="#0072B2", alpha=0.75, linewidths=0, zorder=3)
+        for value, style, label in (
+            (told.bias, "-", "bias"),
+            (told.low, "--", "− 1.96 SD"),
+            (told.high, "--", "+ 1.96 SD"),
+        ):
+            if math.isfinite(value):
+                axes.axhline(value, color="#D55E00", linestyle=style, linewidth=1.1)
+                place = axes.get_yaxis_transform()
+                text = f"{label} {value:.1f}".replace("-", "−")
+                axes.text(0.99, value, text, transform=place, ha="right", va="bottom", fontsize=7, color="#A04600")
+        axes.margins(0.12, 0.25)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("mean of both counts", fontsize=8)
+        axes.set_ylabel("difference", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.savefig(path, format="png")

@@ -212,7 +212,9 @@ def _table(path: Path, schema: Schema) -> pd.DataFrame:
     schema = schema | {name: kind for name, kind in CORRECTED.items() if name in text}
     try:
         for name in text.columns.intersection([name for name, kind in schema.items() if kind != "str"]):
-            text[name] = pd.to_numeric(text[name].where(text[name] != ""))
+            text[name] = (
+                text[name] == "True" if schema[name] == "bool" else pd.to_numeric(text[name].where(text[name] != ""))
+            )
         return shaped(text, schema)
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot use '{path}': {error}", RERUN) from error

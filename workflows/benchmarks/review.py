@@ -55,9 +55,10 @@ def make_large(run: Path, folder: Path) -> None:
     labels = open_slide(run / "slides" / SLIDE / "labels.ome.tif").read()[0, 0]
     cells = pd.read_parquet(run / "slides" / SLIDE / "cells.parquet")
     height, width = labels.shape
-    columns, rows = -(-SIDE_PX // width), -(-SIDE_PX // height)
-    # Copies of the section, evenly chosen, whose cells are in the table; the number of a copy is part of a cell's.
-    chosen = np.unique(np.linspace(0, columns * (SIDE_PX // height) - 1, -(-N_CELLS // len(cells))).astype(int))
+    across, columns, rows = SIDE_PX // width, -(-SIDE_PX // width), -(-SIDE_PX // height)
+    # Whole copies of the section, evenly chosen, whose cells are in the table; a copy's number is part of its cells'.
+    chosen = np.linspace(0, across * (SIDE_PX // height) - 1, -(-N_CELLS // len(cells))).astype(int)
+    chosen = chosen // across * columns + chosen % across
     first = np.zeros(columns * rows, dtype=np.uint32)
     first[chosen] = 1 + np.arange(len(chosen)) * int(labels.max() + 1)
 
@@ -87,7 +88,7 @@ def make_large(run: Path, folder: Path) -> None:
             part[f"{axis}_um"] += offset * small.pixel_size_um
         copies.append(part)
     table = pd.concat(copies, ignore_index=True)
-    table = table[(table["x_px"] < SIDE_PX) & (table["y_px"] < SIDE_PX)].iloc[:N_CELLS]
+    table = table.iloc[:N_CELLS].copy()
     # No two cells at the same share of the threshold, so that "borderline first" goes all over the slide.
     table["tunel_value"] += np.random.default_rng(0).normal(0, 0.5, len(table))
     table.to_parquet(target / "cells.parquet", index=False)
@@ -157,11 +158,10 @@ def measure(root: Path) -> None:
         ("undo and journal alone", timed(session.undo, 30)),
         ("the canvas, drawn without a graphics card", timed(canvas, 30)),
     ]
+    n_channels, gigapixels = len(session.here.pixels.channels), shape[0] * shape[1] / 1e9
+    print(f"{len(found):,} cells, {gigapixels:.2f} gigapixels in {n_channels} channels.")
     print(
-        f"{len(found):,} cells, {shape[0] * shape[1] / 1e9:.2f} gigapixels, {len(session.here.pixels.channels)} channels."
-    )
-    print(
-        f"Load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {len(session.journal.edits)} edits in the journal.\n"
+        f"Load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {len(session.journal.edits)} edits in the journal.\n"
     )
     print("| what | median ms | 95 % ms | largest ms |\n|---|---|---|---|")
     for name, taken in rows:
