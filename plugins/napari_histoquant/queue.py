@@ -143,7 +143,7 @@ class Objects:
 
     def called(self, index: int, marker: str) -> Value:
         """Return the class of an object as it is called now."""
-        return self.choices[marker][self.classes[marker][index]]
+        return self.choices[marker][int(self.classes[marker][index])]
 
     def edits_of(self, index: int) -> Sequence[Edit]:
         """Return the edits about an object that stand, in order."""

@@ -58,10 +58,10 @@ class ReviewWidget(QWidget):
         self.panel.selected.connect(lambda _: self._select())
         self.panel.slide_chosen.connect(self._turn_to)
         self._shortcuts: list[QShortcut] = []
-        self._later = QTimer(self)
-        self._later.setSingleShot(True)
-        self._later.setInterval(CANVAS_AFTER_MS)
-        self._later.timeout.connect(self.show_on_canvas)
+        self.wait_for_canvas = QTimer(self)
+        self.wait_for_canvas.setSingleShot(True)
+        self.wait_for_canvas.setInterval(CANVAS_AFTER_MS)
+        self.wait_for_canvas.timeout.connect(self.show_on_canvas)
         camera_of(napari_viewer).events.connect(self._on_camera)
         napari_viewer.mouse_double_click_callbacks.append(self._on_double_click)
 
@@ -117,7 +117,7 @@ class ReviewWidget(QWidget):
         for shortcut in self._shortcuts:
             shortcut.setParent(None)
         self._shortcuts = []
-        self._later.stop()
+        self.wait_for_canvas.stop()
         self.layers.clear()
         if self.session is not None:
             self.session.close()
@@ -233,11 +233,11 @@ class ReviewWidget(QWidget):
             pictures = rendered(crop, self.layers.limits(), zoom, brightfield=here.pixels.brightfield)
             self.panel.show_crops(pictures, [session.names.veiled(name) for name in names])
         self.panel.show_state(session)
-        self._later.start()
+        self.wait_for_canvas.start()
 
     def show_on_canvas(self) -> None:
         """Move the canvas to the current cell, and read the next crop while the reviewer looks at this one."""
-        self._later.stop()
+        self.wait_for_canvas.stop()
         session = self.session
         if session is None or session.here is None or session.queue is None:
             return

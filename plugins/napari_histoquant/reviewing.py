@@ -190,10 +190,10 @@ class Session:
         touched = here.results.replay(mine, kind=objects.kind).touched
         rows = {int(label): index for index, label in enumerate(objects.label)}
         edits = {edit.id: edit for edit in mine}
-        for told in touched.itertuples(index=False):
-            if told.cell_id not in rows:
-                rows[told.cell_id] = objects.append(edits[told.id])
-            self._put(rows[told.cell_id], edits[told.id])
+        for made, label in zip(touched["id"].tolist(), touched["cell_id"].tolist(), strict=True):
+            if label not in rows:
+                rows[label] = objects.append(edits[made])
+            self._put(rows[label], edits[made])
 
     def _put(self, index: int, edit: Edit) -> None:
         assert self.here is not None
