@@ -185,7 +185,7 @@ class ReviewPanel(QWidget):
 
     def take_why(self) -> str:
         """Return the reviewer's words for the next edit, and clear them."""
-        words = self.why.text().strip()
+        words = str(self.why.text()).strip()
         self.why.clear()
         return words
 
@@ -345,7 +345,7 @@ class UnblindDialog(QDialog):
 
     def why(self) -> str:
         """Return the reason that was given."""
-        return self.reason.text().strip()
+        return str(self.reason.text()).strip()
 
 
 def _columns(n_pictures: int) -> int:

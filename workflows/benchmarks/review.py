@@ -180,7 +180,7 @@ def measure(root: Path) -> None:
         told = [np.percentile(taken[:, kind], share) for kind in (0, 1) for share in (50, 95)]
         print(f"| {name} | {' | '.join(f'{value:.0f}' for value in told)} |")
     print(
-        f"\nOpening the run with its slide, all libraries imported on the way: {first[0]:.1f} s ({first[1]:.1f} s of the "
+        f"\nOpening the run and its slide, libraries imported on the way: {first[0]:.1f} s ({first[1]:.1f} s of the "
         f"processor); the slide again: {again[0]:.1f} s ({again[1]:.1f} s).\nMemory: {before / 2**20:.0f} MB with an "
         f"empty viewer, {max(peaks) / 2**20:.0f} MB at most."
     )
