@@ -21,7 +21,7 @@ from histoquant.model.recipe import Recipe, build_recipe, plugin_parameters
 from histoquant.survey import segmenter_parameters
 from histoquant.work import rules_of
 
-Path = tuple[str, ...]
+Place = tuple[str, ...]
 
 _PLUGINS: dict[tuple[str, str], registry.Kind] = {("segment", "segmenter"): "segmenter", ("panel", "rule"): "rule"}
 """Fields that name a plug-in, by the part of the recipe and their key."""
@@ -67,7 +67,7 @@ class Entry:
         Nothing may stand here: estimated, or as the help says.
     """
 
-    path: Path
+    path: Place
     section: str
     title: str
     help: str
@@ -94,7 +94,7 @@ def entries(recipe: Recipe) -> list[Entry]:
     return found
 
 
-def with_value(recipe: Recipe, path: Path, value: Any) -> Recipe:
+def with_value(recipe: Recipe, path: Place, value: Any) -> Recipe:
     """Return the recipe with another value in one place; None puts the default back.
 
     Raises
@@ -118,7 +118,7 @@ def with_value(recipe: Recipe, path: Path, value: Any) -> Recipe:
     return changed
 
 
-def _of_model(model: BaseModel, path: Path, section: str) -> Iterator[Entry]:
+def _of_model(model: BaseModel, path: Place, section: str) -> Iterator[Entry]:
     for name, field in type(model).model_fields.items():
         key = field.alias or name
         value = getattr(model, name)
@@ -155,7 +155,7 @@ def _of_rule(recipe: Recipe, marker: str, section: str) -> list[Entry]:
     return list(_of_model(params, ("panel", marker, "positive"), f"{section} · {name}"))
 
 
-def _entry(field: FieldInfo, value: Any, path: Path, section: str) -> Entry | None:
+def _entry(field: FieldInfo, value: Any, path: Place, section: str) -> Entry | None:
     told = _Kinds()
     told.look(field.annotation)
     for part in field.metadata:

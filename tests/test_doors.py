@@ -1,4 +1,7 @@
-"""A lab's plug-in comes in through the doors as ours do, and ours keep the promises of their doors."""
+"""A lab's plug-in comes in through the doors as ours do, and ours keep the promises of their doors.
+
+Whatever door a person takes, the tables are the same.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 import tifffile
 import zarr
 
+from histoquant.analysis.positivity import Threshold
 from histoquant.errors import PluginError
-from histoquant.registry import load, reader_of
+from histoquant.model.recipe import parse_recipe
+from histoquant.model.region import RegionSet, resolve
+from histoquant.pipeline import analyse_slide, finish
+from histoquant.preview import Bench, finished, threshold_of
+from histoquant.readers.outlines import read_outlines
+from histoquant.registry import load, open_slide, reader_of
 from histoquant.testing import check_reader, check_rule, check_segmenter
+from tests.conftest import RECIPE, Scene, histoquant, write_geojson, write_slide
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 PLUGIN = Path(__file__).parents[1] / "plugins" / "example_lab"
@@ -122,6 +133,37 @@ except PluginError as error:
     said = _python(script, site, other)
     assert "histoquant-example-lab 1.0.0" in said
     assert "other-lab 1.0.0" in said
+
+
+# the doors of a person; that of the widget is tried in tests/napari/test_tune.py
+
+
+def test_python_command_line_and_preview_give_the_same_tables(tmp_path: Path, scene: Scene) -> None:
+    slide_path = write_slide(tmp_path / "M1.ome.tif", scene.pixels)
+    outlines = write_geojson(tmp_path / "r.geojson", left=[(0, 0), (200, 0), (200, 400), (0, 400)])
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    (tmp_path / "study.csv").write_text("slide,animal,group,regions\nM1.ome.tif,m1,vehicle,r.geojson\n")
+    histoquant(
+        "run", tmp_path / "study.csv", "--recipe", tmp_path / "recipe.toml", "--out", tmp_path / "out", check=True
+    )
+    by_command = pd.read_parquet(tmp_path / "out" / "slides" / "M1" / "cells.parquet")
+
+    recipe, slide = parse_recipe(RECIPE), open_slide(slide_path)
+    slide_um = (slide.shape[0] * slide.pixel_size_um, slide.shape[1] * slide.pixel_size_um)
+
+    def regions(tissue: Any) -> RegionSet:
+        return resolve(read_outlines(outlines, slide.pixel_size_um), recipe.regions, slide=slide_um, tissue=tissue)
+
+    thresholds = {"tunel": Threshold(150.0, "fixed")}
+    by_python = analyse_slide(slide, regions, recipe, thresholds=lambda cells, work: thresholds)
+    trial = finished(Bench(slide).trial(recipe))
+    found = {"tunel": threshold_of(trial, "tunel")}
+    by_preview = finish(trial.work, trial.measured, regions(trial.work.survey.tissue), found, identity={})
+    slide.close()
+    assert 10 < by_command["tunel_positive"].sum() < len(by_command)
+    for table in (by_python.cells, by_preview.cells):
+        pd.testing.assert_frame_equal(table, by_command, check_exact=True)
+    pd.testing.assert_frame_equal(by_preview.regions, by_python.regions, check_exact=True)
 
 
 # our own parts

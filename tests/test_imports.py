@@ -77,6 +77,21 @@ def test_listing_plugins_imports_none_of_their_libraries() -> None:
     assert {"dask", "pandas", "skimage", "scipy", "zarr", "tifffile", "pydantic"} & set(loaded) == set()
 
 
+@pytest.mark.parametrize("absent", [["napari"], ["qtpy"], ["PySide6", "PyQt6", "PyQt5", "PySide2"]])
+def test_the_napari_plugin_says_which_extra_it_needs(absent: list[str]) -> None:
+    said = _python(
+        f"""
+import sys
+sys.modules |= dict.fromkeys({absent!r})
+try:
+    import napari_histoquant
+except ImportError as error:
+    print(error)
+"""
+    )
+    assert said == ("The napari plug-in needs napari and Qt, which are not installed. pip install 'histoquant[gui]'\n")
+
+
 def test_files_stay_readable() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in _modules()}
     assert ROOT / "histoquant" / "registry.py" in lines

@@ -331,8 +331,8 @@ class DrawWidget(QWidget):
     def _found_tissue(self, asked: tuple[Slide, Recipe], tissue: Any) -> None:
         if asked != (self.slide, self.recipe):
             return
-        if isinstance(tissue, HistoquantError):
-            self._say(str(tissue), wrong=True)
+        if isinstance(tissue, str):
+            self._say(tissue, wrong=True)
         else:
             self._tissue = tissue
             self._show_derived()
@@ -423,7 +423,8 @@ class DrawWidget(QWidget):
 
 @thread_worker  # type: ignore[misc]
 def _tissue_of(slide: Slide, recipe: Recipe) -> Any:
+    """Return the tissue, or the sentence that says why there is none; napari would raise an error that is returned."""
     try:
         return tissue_of(slide, recipe)
     except HistoquantError as error:
-        return error
+        return str(error)

@@ -183,9 +183,9 @@ class TuneWidget(QWidget):
         if step.what:
             self._say(f"{step.what[0].upper()}{step.what[1:]} …")
 
-    def _returned(self, made: Trial | HistoquantError | None, done: Callable[[Trial], None]) -> None:
-        if isinstance(made, HistoquantError):
-            self._say(str(made), wrong=True)
+    def _returned(self, made: Trial | str | None, done: Callable[[Trial], None]) -> None:
+        if isinstance(made, str):
+            self._say(made, wrong=True)
         elif made is not None:  # nothing is made when it was cancelled
             done(made)
 
@@ -413,14 +413,14 @@ class TuneWidget(QWidget):
 
 @thread_worker  # type: ignore[misc]
 def _walk(steps: Any) -> Any:
-    """Go through the steps of a trial in a thread, and return it or what keeps it from being made.
+    """Go through the steps of a trial in a thread, and return it or the sentence that says why there is none.
 
-    napari asks between two steps whether to go on.
+    napari asks between two steps whether to go on. An error that is returned it would raise.
     """
     try:
         trial = yield from steps
     except HistoquantError as error:
-        return error
+        return str(error)
     return trial
 
 
