@@ -166,6 +166,7 @@ class _Objects:
 
         self.rows = cells[["y_um", "x_um"]].to_numpy(dtype=float)
         self.added: list[Edit] = []
+        self._places = np.empty((0, 2))
         self._tree = KDTree(self.rows) if len(self.rows) else None
 
     def add(self, edit: Edit) -> int:
@@ -178,10 +179,12 @@ class _Objects:
         if rows and self._tree is not None:
             found = self._tree.query_ball_point(at, reach)
             yield from zip(np.hypot(*(self.rows[found] - at).T).tolist(), found, strict=True)
-        for number, other in enumerate(self.added, start=len(self.rows)):
-            distance = math.hypot((other.y_um or 0.0) - at[0], (other.x_um or 0.0) - at[1])
-            if other.who != not_by and distance <= reach:
-                yield distance, number
+        if len(self._places) != len(self.added):
+            self._places = np.array([(other.y_um, other.x_um) for other in self.added], dtype=float)
+        distances = np.hypot(*(self._places - at).T)
+        for number in np.flatnonzero(distances <= reach).tolist():
+            if self.added[number].who != not_by:
+                yield float(distances[number]), len(self.rows) + number
 
 
 def _match(targets: Sequence[_Target], objects: _Objects, measured: str) -> None:

@@ -90,7 +90,7 @@ def _groups(run: Run, reviewed: Reviewed) -> Html:
         "Change of it",
         "corrected",
     ]
-    against = f" Changes are against {run.reference_group}." if run.reference_group else ""
+    against = f" Changes are of cells per mm², against {run.reference_group}." if run.reference_group else ""
     caption = f"Groups: automatic, and beside it corrected. Means over animals; positives are sums.{against}"
     return table(caption, headings, rows, n_heads=3)
 
