@@ -13,6 +13,11 @@ from histoquant.model.study import StudySlide
 HIDDEN = "(hidden)"
 
 
+def _tells(word: str) -> bool:
+    """Return whether a cell of a further column can tell an animal; a number there would hide numbers everywhere."""
+    return len(word) > 2 and not word.replace(".", "").isdigit()
+
+
 @dataclass(frozen=True)
 class Names:
     """True and shown names of the slides of a review.
@@ -47,7 +52,7 @@ class Names:
         for row in rows:
             files = [row.path, row.path.parent, *([row.regions] if row.regions else [])]
             words = [str(file) for file in files]
-            words += [row.animal, row.group, row.section, row.control, *row.extra.values()]
+            words += [row.animal, row.group, row.control, *filter(_tells, row.extra.values())]
             secrets |= dict.fromkeys(words, HIDDEN)
             stem = row.path.name.split(".")[0]
             secrets |= dict.fromkeys((row.slide_id, row.path.name, stem), codes.get(row.slide_id, HIDDEN))

@@ -51,9 +51,9 @@ KEYS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """What can be done with a key: its name on the button, and its keys."""
 
-SHOWN_EDITS = 6
+SHOWN_EDITS = 5
 PANEL_PX = 390
-CROP_PX = {1: 330, 2: 165, 3: 112}
+CROP_PX = {1: 330, 2: 150, 3: 112}
 """About the side of a crop on the screen, by how many lie beside each other."""
 
 _SAID = {ACCEPT: "accepted", CALL: "called", DELETE: "deleted", ADD: "added", UNDO: "undid:", UNBLIND: "unblinded"}

@@ -100,6 +100,7 @@ class ReviewWidget(QWidget):
         except HistoquantError as error:
             self.start.tell(str(error))
             return False
+        self.destroyed.connect(self.session.close)  # a dock that is closed takes the panel with it, without closeEvent
         self.panel.begin(self.session)
         if not self._turn_to(self.session.last_slide()) and self.session.here is None:
             self.start.tell(self.panel.message.text())
@@ -131,10 +132,10 @@ class ReviewWidget(QWidget):
         super().closeEvent(event)
 
     def _bind_keys(self) -> None:
-        window = self.window()
         for name, keys in self.panel.keys().items():
             for key in keys:
-                shortcut = QShortcut(QKeySequence(key), window)
+                # of the whole window, wherever the focus is, as long as the panel is to be seen
+                shortcut = QShortcut(QKeySequence(key), self)
                 shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
                 shortcut.activated.connect(self.panel.actions[name])
                 self._shortcuts.append(shortcut)
