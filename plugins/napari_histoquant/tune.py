@@ -36,7 +36,7 @@ from histoquant.preview import Bench, Step, Trial, threshold_of
 from histoquant.registry import open_slide
 from histoquant.starter import brightfield_recipe, starter_recipe
 from histoquant.store import write_bytes
-from napari_histoquant.controls import button
+from napari_histoquant.controls import button, soon
 from napari_histoquant.form_view import FormView
 from napari_histoquant.histogram import Histogram
 from napari_histoquant.layers import UNITS, call_colours, cell_layer, kept
@@ -73,6 +73,7 @@ class TuneWidget(QWidget):
         self._control_slides: list[Slide] = []
         self._points: Points | None = None
         self._nuclei: Labels | None = None
+        self._drawn = soon(self, self._show_cells)
         self._build()
         self._say("Load a recipe, or begin one from the channels of the slide.")
 
@@ -252,9 +253,10 @@ class TuneWidget(QWidget):
             return
         self.trial = self.trial.under(self.recipe)
         self.thresholds[marker] = Threshold(value, "fixed")
-        self._show_cells()
         self._histogram.show_threshold(value)
         self._show_value(value)
+        self._count(self.cells(), called_markers(self.trial.work.panel))
+        self._drawn.start()  # the rings follow when the line rests: napari takes half a second for 50,000 of them
 
     def cells(self) -> Any:
         """Return the cells of the preview with their calls; none is positive for a marker without a threshold."""
@@ -263,7 +265,8 @@ class TuneWidget(QWidget):
 
     def _show_cells(self) -> None:
         trial = self.trial
-        assert trial is not None
+        if trial is None:
+            return
         cells, markers = self.cells(), called_markers(trial.work.panel)
         points = self._points
         if points is not None and points in self.viewer.layers and points.metadata["measured"] is trial.measured:

@@ -89,10 +89,13 @@ def test_a_threshold_that_moves_calls_anew_and_reads_nothing(tuned, qtbot, monke
     assert widget.cells()["tunel_positive"].sum() == 0 < before
     assert widget.recipe.panel["tunel"].positive.threshold == 1e6
     assert widget._value.value() == 1e6
-    assert len(np.unique(widget._points.border_color, axis=0)) == 1
+    assert "tunel+ 0 " in widget._message.text()
+    qtbot.waitUntil(lambda: len(np.unique(widget._points.border_color, axis=0)) == 1)
     widget._histogram.moved.emit(150.0)  # as dragging the line does
     colour = np.array(marker_colours(["tunel"])["tunel"])
-    assert (np.abs(widget._points.border_color - colour).max(axis=1) < 1e-6).sum() == before
+    qtbot.waitUntil(
+        lambda: (np.abs(widget._points.border_color - colour).max(axis=1) < 1e-6).sum() == before, timeout=5000
+    )
     assert widget._histogram.line.get_xdata()[0] == 150.0
     assert f"tunel+ {before:,}" in widget._message.text()
 
