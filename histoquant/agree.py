@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant import store
-from histoquant.analysis.agreement import match_points
+from histoquant.analysis.agreement import TOLERANCE_UM, match_points
 from histoquant.analysis.raters import Correlated, Pair, bland_altman, consensus, cv_percent, icc
 from histoquant.errors import HistoquantError, InputError, raise_all
 from histoquant.marks import Marks, Slides, journal_marks, read_marks
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 RUN, CONSENSUS = "histoquant", "consensus"
 """What the run, and the places that most raters marked, are called among the raters."""
-
-TOLERANCE_UM = 4.0
-"""Half a rodent neuron's nucleus: a mark further off lies outside the nucleus it would be credited with."""
 
 BANDS = ((0.9, "excellent"), (0.75, "good"), (0.5, "moderate"), (-np.inf, "poor"))
 """How an intraclass correlation is called (Koo and Li 2016, Journal of Chiropractic Medicine 15:155-163)."""
@@ -95,6 +92,9 @@ def agree(
     raters = read_marks(marks, slides) + (journal_marks(slides) if journals else [])
     if not raters:
         raise InputError(f"There is nothing to compare '{root}' with.", "Give --marks FILE, or review it first.")
+    taken = [rater.rater for rater in raters if rater.rater in (RUN, CONSENSUS)]
+    if taken:
+        raise InputError(f"A rater cannot be called '{taken[0]}'.", "Rename the file, or correct its column rater.")
     unknown = [name for name in markers if name not in slides.markers]
     if unknown:
         raise InputError(f"No marker is called '{unknown[0]}'; there are {', '.join(slides.markers)}.")

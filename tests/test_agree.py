@@ -244,6 +244,8 @@ def test_what_marks_mean_is_asked_for(root, tmp_path):
     assert (nuclei.n_first, nuclei.recall) == (180, 1)
     with pytest.raises(InputError, match="No marker is called 'brdu'; there are tunel, dapi"):
         agree(root, [path], markers=["brdu"])
+    with pytest.raises(InputError, match="cannot be called 'consensus'"):
+        agree(root, [spreadsheet(tmp_path / "consensus.csv", root)])
     with pytest.raises(InputError, match="nothing to compare"):
         agree(root, [])
 

@@ -19,6 +19,9 @@ from histoquant.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+TOLERANCE_UM = 4.0
+"""Half a rodent neuron's nucleus: a point further off lies outside the nucleus it would be credited with."""
+
 METRICS = ("precision", "recall", "f1", "ap", "segmentation_quality", "panoptic_quality")
 
 
@@ -228,7 +231,7 @@ def pool(scores: Iterable[Score]) -> PooledScore:
     return PooledScore(pooled, mean, len(scores))
 
 
-def match_points(found_um: ArrayLike, true_um: ArrayLike, *, tolerance_um: float = 4.0) -> PointMatch:
+def match_points(found_um: ArrayLike, true_um: ArrayLike, *, tolerance_um: float = TOLERANCE_UM) -> PointMatch:
     """Match found points to true ones, one to one.
 
     The assignment has as many pairs as can be had within the tolerance and, among those, the smallest sum of
@@ -239,8 +242,7 @@ def match_points(found_um: ArrayLike, true_um: ArrayLike, *, tolerance_um: float
     found_um, true_um : (n, d) float
         Points in um, for instance rows of (y, x). Either may be empty.
     tolerance_um : float
-        Largest distance of a pair, inclusive. 4 um is half a rodent neuron's nucleus: a point further off
-        lies outside the nucleus it would be credited with.
+        Largest distance of a pair, inclusive.
 
     Raises
     ------

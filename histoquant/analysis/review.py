@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histoquant.analysis.agreement import TOLERANCE_UM
 from histoquant.model.edit import ADD, CELL, DELETE, UNDO, Edit, Value, in_effect
 from histoquant.model.tables import DISAGREEMENTS, TOUCHED, UNMATCHED, shaped
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-MATCH_UM = 4.0
-"""An edit's object is at most this far from where it was: half a rodent neuron's nucleus, as in scoring points."""
+MATCH_UM = TOLERANCE_UM
+"""An edit's object is at most this far from where it was, as in scoring points."""
 
 LEAST_MATCH_UM = 2.0
 """Reach for the smallest bodies. Between the two, the radius of the object: what lies outside it is another object."""

@@ -61,7 +61,8 @@ def agree(
     json_: Json = False,
 ) -> None:
     """Compare a run with marks of people: F1, ICC, Bland-Altman; and the raters with each other."""
-    from histoquant.agree import TOLERANCE_UM, agree, report_lines, write_agreement
+    from histoquant.agree import agree, report_lines, write_agreement
+    from histoquant.analysis.agreement import TOLERANCE_UM
 
     found = agree(
         folder,
