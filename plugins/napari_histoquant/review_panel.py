@@ -1,0 +1,377 @@
+"""The widgets of a review: what is chosen, what is seen, what can be done. It decides nothing itself."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDialog,
+    QDialogButtonBox,
+    QFormLayout,
+    QFrame,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QProgressBar,
+    QPushButton,
+    QScrollArea,
+    QSizePolicy,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+
+from histoquant.model.edit import ACCEPT, ADD, CALL, DELETE, UNBLIND, UNDO, Edit, Value
+from napari_histoquant.queue import ALL, BORDERLINE, EVERYWHERE, NEGATIVE, PLACE, POSITIVE, Selection
+from napari_histoquant.review_layers import CLASS_COLOURS, GONE_COLOUR
+from napari_histoquant.reviewing import Session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+KEYS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "accept": ("Accept", ("A", "Space")),
+    "flip": ("Flip", ("F",)),
+    "delete": ("Delete", ("D",)),
+    "add": ("Add at mouse", ("N",)),
+    "previous": ("Previous", ("Left",)),
+    "next": ("Next", ("Right",)),
+    "undo": ("Undo", ("U", "Ctrl+Z")),
+    "redo": ("Redo", ("R", "Ctrl+Y")),
+}
+"""What can be done with a key: its name on the button, and its keys."""
+
+SHOWN_EDITS = 5
+PANEL_PX = 390
+CROP_PX = {1: 330, 2: 150, 3: 112}
+"""About the side of a crop on the screen, by how many lie beside each other."""
+
+_SAID = {ACCEPT: "accepted", CALL: "called", DELETE: "deleted", ADD: "added", UNDO: "undid:", UNBLIND: "unblinded"}
+
+
+def class_name(value: Value) -> str:
+    """Return what a class is called on the screen."""
+    return {True: "positive", False: "negative", None: ""}[value] if not isinstance(value, str) else value
+
+
+class ReviewPanel(QWidget):
+    """Everything beside the canvas."""
+
+    selected = Signal(object)
+    slide_chosen = Signal(str)
+
+    def __init__(self, actions: dict[str, Callable[[], None]]) -> None:
+        super().__init__()
+        self.actions = actions
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self._quiet = False
+        self._regions: list[str] = [EVERYWHERE]
+        self.slide, self.marker, self.region, self.show_, self.order = (QComboBox() for _ in range(5))
+        self.show_.addItems([ALL, POSITIVE, NEGATIVE])
+        self.order.addItems([BORDERLINE, PLACE])
+        self.sample, self.seed = QSpinBox(), QSpinBox()
+        self.sample.setRange(0, 100_000)
+        self.sample.setSpecialValueText("all")
+        self.sample.setToolTip("Only so many cells, drawn at random, for validation")
+        self.seed.setToolTip("The same number draws the same cells")
+        self.progress, self.about, self.counted = QProgressBar(), QLabel(), QLabel()
+        self.message, self.left_out, self.recent, self.belongs = (QLabel() for _ in range(4))
+        self.why = QLineEdit()
+        self.why.setPlaceholderText("why (kept with the next edit); Enter goes back to the keys")
+        self.unblind = QPushButton("Unblind …")
+        self._crops = QGridLayout()
+        self._crops.setVerticalSpacing(2)
+        self._shown: list[tuple[QLabel, QLabel]] = []
+        self._arrange()
+        self.slide.activated.connect(lambda _: self.slide_chosen.emit(self.slide.currentText()))
+        for combo in (self.marker, self.region, self.show_, self.order):
+            combo.activated.connect(self._changed)
+        for number in (self.sample, self.seed):
+            number.editingFinished.connect(self._changed)
+        self.why.returnPressed.connect(self.setFocus)
+
+    def _arrange(self) -> None:
+        form = QFormLayout()
+        form.addRow("Slide", self.slide)
+        form.addRow(self.belongs)
+        form.addRow("Marker", self.marker)
+        form.addRow("Region", self.region)
+        form.addRow("Show", _row(self.show_, self.order))
+        form.addRow("Sample", _row(self.sample, QLabel("seed"), self.seed))
+        keys = QGridLayout()
+        for place, (name, (label, shortcuts)) in enumerate(KEYS.items()):
+            button = QPushButton(f"{label}   {' / '.join(_shown(key) for key in shortcuts)}")
+            button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+            button.clicked.connect(self.actions[name])
+            keys.addWidget(button, place // 2, place % 2)
+        legend = QLabel(
+            f'<span style="color:{CLASS_COLOURS[1]}">○ positive</span> &nbsp; '
+            f'<span style="color:{CLASS_COLOURS[0]}">○ negative</span> &nbsp; '
+            f'<span style="color:{GONE_COLOUR}">○ deleted</span> &nbsp; tinted: looked at'
+        )
+        close = QPushButton("Close review")
+        for button, name in ((self.unblind, "unblind"), (close, "close")):
+            button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+            button.clicked.connect(self.actions[name])
+        for label in (self.about, self.counted, self.message, self.left_out, self.recent, self.belongs):
+            label.setWordWrap(True)
+            label.setTextFormat(Qt.TextFormat.PlainText)
+        self.message.setStyleSheet("color: #FFB000")
+        for label in (self.message, self.left_out):
+            label.hide()
+        inside = QWidget()
+        scrolled = QScrollArea()
+        scrolled.setWidget(inside)
+        scrolled.setWidgetResizable(True)
+        scrolled.setFrameShape(QFrame.Shape.NoFrame)
+        scrolled.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scrolled.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        around = QVBoxLayout(self)
+        around.setContentsMargins(0, 0, 0, 0)
+        around.addWidget(scrolled)
+        self.setMinimumWidth(PANEL_PX)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
+        layout = QVBoxLayout(inside)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(form)
+        layout.addWidget(self.progress)
+        layout.addLayout(self._crops)
+        for widget in (self.about, legend, self.left_out):
+            layout.addWidget(widget)
+        layout.addLayout(keys)
+        for widget in (self.why, self.counted, self.recent, self.message):
+            layout.addWidget(widget)
+        layout.addStretch(1)
+        layout.addWidget(_row(self.unblind, close))
+
+    @staticmethod
+    def keys() -> dict[str, tuple[str, ...]]:
+        """Return the keys of every action."""
+        return {name: keys for name, (_, keys) in KEYS.items()}
+
+    # What is chosen
+
+    def begin(self, session: Session) -> None:
+        """List what a session has to choose from."""
+        _fill(self.slide, session.slides, session.shown)
+        _fill(self.marker, session.markers, self.marker.currentText())
+        self.unblind.setVisible(session.blinded)
+
+    def selection(self, session: Session) -> Selection:
+        """Return what is chosen."""
+        return Selection(
+            marker=self.marker.currentText() or session.markers[0],
+            region=self._regions[max(0, self.region.currentIndex())],
+            show=self.show_.currentText(),
+            order=self.order.currentText(),
+            sample=self.sample.value(),
+            seed=self.seed.value(),
+        )
+
+    def _changed(self, *_: object) -> None:
+        if not self._quiet:
+            self.selected.emit(None)
+            self.setFocus()
+
+    def take_why(self) -> str:
+        """Return the reviewer's words for the next edit, and clear them."""
+        words = str(self.why.text()).strip()
+        self.why.clear()
+        return words
+
+    # What is shown
+
+    def show_slide(self, session: Session) -> None:
+        """List the regions of the open slide and say which slide it is."""
+        assert session.here is not None
+        assert session.queue is not None
+        self._quiet = True
+        _fill(self.slide, session.slides, session.shown)
+        self.belongs.setText(session.belongs)
+        self.belongs.setVisible(not session.blinded)
+        self._regions = [EVERYWHERE, *session.here.objects.regions]
+        names = ["everywhere", *(session.names.veiled(name) for name in self._regions[1:])]
+        self.region.clear()
+        self.region.addItems(names)
+        self.region.setCurrentIndex(self._regions.index(session.queue.selection.region))
+        self._quiet = False
+
+    @staticmethod
+    def zoom_for(side_px: int, n_pictures: int) -> int:
+        """Return how many pixels of the screen show one of a crop."""
+        return max(1, round(CROP_PX[_columns(n_pictures)] / side_px))
+
+    def show_crops(self, pictures: list[NDArray[np.uint8]], names: list[str]) -> None:
+        """Show the crops of the current object, each under its name."""
+        if len(self._shown) != len(pictures):
+            for labels in self._shown:
+                for label in labels:
+                    self._crops.removeWidget(label)
+                    label.deleteLater()
+            self._shown = []
+            for place in range(len(pictures)):
+                row, column = divmod(place, _columns(len(pictures)))
+                labels = QLabel(), QLabel()
+                for offset, label in enumerate(labels):
+                    label.setAlignment(Qt.AlignmentFlag.AlignCenter)
+                    self._crops.addWidget(label, 2 * row + offset, column)
+                self._shown.append(labels)
+        for (title, pixels), picture, name in zip(self._shown, pictures, names, strict=True):
+            height, width = picture.shape[:2]
+            image = QImage(picture.tobytes(), width, height, 3 * width, QImage.Format.Format_RGB888)
+            pixels.setPixmap(QPixmap.fromImage(image))
+            title.setText(name)
+
+    def show_state(self, session: Session) -> None:
+        """Show progress, the current object, counts and the last edits."""
+        here, queue = session.here, session.queue
+        assert here is not None
+        assert queue is not None
+        objects, selection = here.objects, queue.selection
+        self.progress.setRange(0, max(1, len(queue)))
+        self.progress.setValue(queue.n_reviewed)
+        self.progress.setFormat(f"{queue.n_reviewed:,} of {len(queue):,} looked at")
+        index = queue.current
+        if index is None:
+            self.about.setText("No cell fits this choice on this slide.")
+        else:
+            share = objects.share[selection.marker][index]
+            called = f"{selection.marker} {class_name(objects.called(index, selection.marker))}"
+            told = [
+                f"{objects.kind} off the list" if queue.aside else f"{objects.kind} {queue.at + 1:,} of {len(queue):,}",
+                session.names.veiled(str(objects.region[index])),
+                "deleted" if objects.gone[index] else called,
+                *([f"{share:.2f} x threshold"] if np.isfinite(share) else []),
+                *(["looked at"] if objects.reviewed[selection.marker][index] else []),
+            ]
+            self.about.setText(" · ".join(told))
+        counts = objects.counts(selection.marker, selection.region)
+        where = "slide" if selection.region == EVERYWHERE else session.names.veiled(selection.region)
+        self.counted.setText(
+            f"{selection.marker} positive in {where}: "
+            f"{counts.automatic_positive:,} of {counts.automatic:,} by the run, "
+            f"{counts.corrected_positive:,} of {counts.corrected:,} corrected"
+        )
+        edits = session.journal.edits[-SHOWN_EDITS:][::-1]
+        self.recent.setText("\n".join(self._line(session, edit) for edit in edits))
+
+    def show_left_out(self, n_left_out: int) -> None:
+        """Say that not all points are drawn."""
+        _say(self.left_out, f"{n_left_out:,} more cells here; come nearer to see all" if n_left_out else "")
+
+    def _line(self, session: Session, edit: Edit) -> str:
+        """Return an edit of the journal as the reviewer may see it."""
+        when = datetime.fromisoformat(edit.at).astimezone().strftime("%H:%M:%S")
+        slide = session.names.shown(edit.slide_id) if edit.slide_id in session.names.codes else ""
+        change = " → ".join(filter(None, (class_name(edit.old), class_name(edit.new)))) if edit.action == CALL else ""
+        if edit.action in (ACCEPT, ADD):
+            change = class_name(edit.new)
+        elif edit.action == UNDO:
+            undone = next((other for other in reversed(session.journal.edits) if other.id == edit.undoes), None)
+            change = _SAID[undone.action] if undone is not None else ""
+        marked = "" if edit.blinded or edit.action == UNBLIND else "(not blind)"
+        marker = edit.marker if change and edit.action != UNDO else ""
+        parts = (when, slide, _SAID[edit.action], marker, change, marked)
+        return "  ".join(part for part in parts if part)
+
+    def tell(self, text: str) -> None:
+        """Show what went wrong; nothing when all is well."""
+        _say(self.message, text)
+
+
+class StartPage(QWidget):
+    """Who reviews which run, and whether blind."""
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        super().__init__()
+        self.root: Path | None = None
+        self.who = QLineEdit(getpass.getuser())
+        self.who.setToolTip("Every edit carries this name; each reviewer has a journal of their own.")
+        self.blind = QCheckBox("Hide animals, groups and slide names")
+        self.blind.setChecked(True)
+        self.begin = QPushButton()
+        self.begin.clicked.connect(begin)
+        self.message = QLabel()
+        self.message.setWordWrap(True)
+        layout = QFormLayout(self)
+        layout.addRow("Reviewer", self.who)
+        for widget in (self.blind, self.begin, self.message):
+            layout.addRow(widget)
+        self.propose(None)
+
+    def propose(self, root: Path | None) -> None:
+        """Offer to review a run; to choose one for None."""
+        self.root = root
+        self.begin.setText("Choose a run folder …" if root is None else f"Review '{root.name}'")
+
+    def tell(self, text: str) -> None:
+        """Show what is wrong."""
+        self.message.setText(text)
+
+
+class UnblindDialog(QDialog):
+    """Asks whether the names may be shown, and why."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWindowTitle("Unblind")
+        asked = QLabel(
+            "Show animals, groups and slide names?\n\nThis cannot be undone: it is written in the journal, and every "
+            "later edit is marked as made unblinded."
+        )
+        asked.setWordWrap(True)
+        self.reason = QLineEdit()
+        self.reason.setPlaceholderText("why, for instance: all slides are reviewed")
+        buttons = QDialogButtonBox()
+        self.confirm = buttons.addButton("Unblind", QDialogButtonBox.ButtonRole.AcceptRole)
+        buttons.addButton("Stay blind", QDialogButtonBox.ButtonRole.RejectRole)
+        self.confirm.setEnabled(False)
+        self.reason.textChanged.connect(lambda text: self.confirm.setEnabled(bool(text.strip())))
+        buttons.accepted.connect(self.accept)
+        buttons.rejected.connect(self.reject)
+        layout = QVBoxLayout(self)
+        for widget in (asked, self.reason, buttons):
+            layout.addWidget(widget)
+
+    def why(self) -> str:
+        """Return the reason that was given."""
+        return str(self.reason.text()).strip()
+
+
+def _columns(n_pictures: int) -> int:
+    return {0: 1, 1: 1, 2: 2, 4: 2}.get(n_pictures, 3)
+
+
+def _say(label: QLabel, text: str) -> None:
+    """Show a text; without one the label takes no room."""
+    label.setText(text)
+    label.setVisible(bool(text))
+
+
+def _row(*widgets: QWidget) -> QWidget:
+    row = QWidget()
+    layout = QHBoxLayout(row)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for widget in widgets:
+        layout.addWidget(widget)
+    return row
+
+
+def _fill(combo: QComboBox, names: list[str], current: str) -> None:
+    combo.clear()
+    combo.addItems(names)
+    combo.setCurrentIndex(max(0, combo.findText(current)))
+
+
+def _shown(key: str) -> str:
+    return {"Left": "←", "Right": "→"}.get(key, key)

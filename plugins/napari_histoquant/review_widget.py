@@ -1,0 +1,281 @@
+"""The review panel: crops of the current cell, keys for every decision, progress and live counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QKeySequence, QShortcut
+from qtpy.QtWidgets import (
+    QFileDialog,
+    QSizePolicy,
+    QStackedWidget,
+    QVBoxLayout,
+    QWidget,
+)
+
+from histoquant.errors import HistoquantError, InputError
+from napari_histoquant.review_layers import ReviewLayers, camera_of, rendered
+from napari_histoquant.review_panel import ReviewPanel, StartPage, UnblindDialog
+from napari_histoquant.reviewing import PICK_UM, Session
+
+if TYPE_CHECKING:
+    import napari
+
+TITLE = "histoquant review"
+
+CANVAS_AFTER_MS = 40
+"""The panel shows the next cell at once. The canvas follows when keys pause for so long: where there is no graphics
+card it takes 0.1 s to draw, and whoever decides on crops need not wait for it."""
+
+
+class ReviewWidget(QWidget):
+    """Review the cells of a run, one after the other.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The viewer whose canvas shows the slide.
+    """
+
+    def __init__(self, napari_viewer: napari.Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.session: Session | None = None
+        self.layers = ReviewLayers(napari_viewer)
+        self._title = napari_viewer.title
+        self.start = StartPage(self._open_chosen)
+        self.panel = ReviewPanel(self._actions())
+        self._pages = QStackedWidget()
+        self._pages.addWidget(self.start)
+        self._pages.addWidget(self.panel)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)  # all of the dock's height
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(6, 6, 6, 6)
+        layout.addWidget(self._pages)
+        self.panel.selected.connect(lambda _: self._select())
+        self.panel.slide_chosen.connect(self._turn_to)
+        self._shortcuts: list[QShortcut] = []
+        self.wait_for_canvas = QTimer(self)
+        self.wait_for_canvas.setSingleShot(True)
+        self.wait_for_canvas.setInterval(CANVAS_AFTER_MS)
+        self.wait_for_canvas.timeout.connect(self.show_on_canvas)
+        camera_of(napari_viewer).events.connect(self._on_camera)
+        napari_viewer.mouse_double_click_callbacks.append(self._on_double_click)
+
+    def _actions(self) -> dict[str, Callable[[], None]]:
+        return {
+            "accept": lambda: self._do("accept"),
+            "flip": lambda: self._do("flip"),
+            "delete": lambda: self._do("delete"),
+            "add": self._add,
+            "next": lambda: self._step(1),
+            "previous": lambda: self._step(-1),
+            "undo": lambda: self._do("undo"),
+            "redo": lambda: self._do("redo"),
+            "unblind": self.unblind,
+            "close": self.close_review,
+        }
+
+    # Opening and closing
+
+    def _open_chosen(self) -> None:
+        root = self.start.root
+        if root is None:
+            chosen = QFileDialog.getExistingDirectory(self, "Choose a run folder")
+            root = Path(chosen) if chosen else None
+        if root is not None:
+            self.open(root, self.start.who.text(), blinded=self.start.blind.isChecked())
+
+    def open(self, root: Path, who: str, *, blinded: bool = True) -> bool:
+        """Open a run folder, and say whether that went well; what is wrong stands on the start page."""
+        try:
+            if blinded and len(self.viewer.layers):
+                raise InputError(
+                    "Other layers are open, whose names and files could tell slides apart.", "Close them first."
+                )
+            self.session = Session(root, who, blinded=blinded)
+        except HistoquantError as error:
+            self.start.tell(str(error))
+            return False
+        self.destroyed.connect(self.session.close)  # a dock that is closed takes the panel with it, without closeEvent
+        self.panel.begin(self.session)
+        if not self._turn_to(self.session.last_slide()) and self.session.here is None:
+            self.start.tell(self.panel.message.text())
+            self.close_review()
+            return False
+        self.start.propose(None)
+        self.start.tell("")
+        self._pages.setCurrentWidget(self.panel)
+        self._bind_keys()
+        self._focus()
+        return True
+
+    def close_review(self) -> None:
+        """End the sitting; everything is in the journal already."""
+        for shortcut in self._shortcuts:
+            shortcut.setParent(None)
+        self._shortcuts = []
+        self.wait_for_canvas.stop()
+        self.layers.clear()
+        if self.session is not None:
+            self.session.close()
+        self.session = None
+        self.viewer.title = self._title
+        self._pages.setCurrentWidget(self.start)
+
+    def closeEvent(self, event: object) -> None:
+        """Let go of the journal when the panel is closed."""
+        self.close_review()
+        super().closeEvent(event)
+
+    def _bind_keys(self) -> None:
+        for name, keys in self.panel.keys().items():
+            for key in keys:
+                # of the whole window, wherever the focus is, as long as the panel is to be seen
+                shortcut = QShortcut(QKeySequence(key), self)
+                shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
+                shortcut.activated.connect(self.panel.actions[name])
+                self._shortcuts.append(shortcut)
+
+    def _focus(self) -> None:
+        """Give the keyboard back to the canvas, so that keys decide and are not typed into a field."""
+        self.panel.setFocus()
+
+    # What the reviewer does
+
+    def _guarded(self, work: Callable[[Session], object]) -> bool:
+        """Do something with the session; an error is told in one sentence that gives no name away."""
+        if self.session is None:
+            return False
+        try:
+            work(self.session)
+        except HistoquantError as error:
+            self.panel.tell(self.session.names.veiled(str(error)))
+            return False
+        self.panel.tell("")
+        return True
+
+    def _turn_to(self, shown: str) -> bool:
+        done = self._guarded(lambda session: session.open(shown, self.panel.selection(session)))
+        if done:
+            self._show_slide()
+        return done
+
+    def _show_slide(self) -> None:
+        session = self.session
+        if session is None or session.here is None:
+            return
+        names = [session.names.veiled(name) for name in session.here.pixels.channels]
+        self.layers.show(session.here, session.recipe.segment, names, session.channel)
+        self.viewer.title = f"{TITLE} · {session.shown}"
+        self.layers.first_view()
+        self.panel.show_slide(session)
+        self._refresh()
+        self.show_on_canvas()
+        self._focus()
+
+    def _select(self) -> None:
+        if self._guarded(lambda session: session.select(self.panel.selection(session))):
+            self._refresh()
+
+    def _do(self, what: str) -> None:
+        before = self.session.here if self.session is not None else None
+        words = [self.panel.take_why()] if what in ("accept", "flip", "delete") else []
+        self._guarded(lambda session: getattr(session, what)(*words))
+        if self.session is not None and self.session.here is not before:
+            self._show_slide()
+        self._refresh()
+
+    def _add(self) -> None:
+        y, x = (float(part) for part in self.viewer.cursor.position[-2:])
+        session = self.session
+        if session is None or session.here is None:
+            return
+        height, width = (n * session.here.pixels.pixel_size_um for n in session.here.pixels.shape)
+        if not (0 <= y <= height and 0 <= x <= width):
+            self.panel.tell("Point at the cell to add: the mouse is not on the slide.")
+            return
+        why = self.panel.take_why()
+        self._guarded(lambda session: session.add(y, x, why))
+        self._refresh()
+
+    def _step(self, by: int) -> None:
+        if self.session is not None and self.session.queue is not None:
+            self.session.queue.step(by)
+            self._refresh()
+
+    def unblind(self) -> None:
+        """Show the true names, when the reviewer confirms and says why."""
+        if self.session is None or not self.session.blinded:
+            return
+        dialog = UnblindDialog(self)
+        if dialog.exec():
+            self._guarded(lambda session: session.unblind(dialog.why()))
+            self.panel.begin(self.session)
+            self._show_slide()
+
+    # What is shown
+
+    def _refresh(self) -> None:
+        session = self.session
+        if session is None or session.here is None or session.queue is None:
+            return
+        here, current = session.here, session.queue.current
+        if current is None:
+            self.panel.show_crops([], [])
+        else:
+            y, x = here.objects.yx_um[current].tolist()
+            crop = here.crops.at(y, x, int(here.objects.label[current]))
+            names = ["slide"] if here.pixels.brightfield else ["together", *here.pixels.channels]
+            zoom = self.panel.zoom_for(here.crops.side_px, len(names))
+            pictures = rendered(crop, self.layers.limits(), zoom, brightfield=here.pixels.brightfield)
+            self.panel.show_crops(pictures, [session.names.veiled(name) for name in names])
+        self.panel.show_state(session)
+        self.wait_for_canvas.start()
+
+    def show_on_canvas(self) -> None:
+        """Move the canvas to the current cell, and read the next crop while the reviewer looks at this one."""
+        self.wait_for_canvas.stop()
+        session = self.session
+        if session is None or session.here is None or session.queue is None:
+            return
+        self.layers.look_at(session.here.objects, session.queue.current, session.queue.selection.marker)
+        self.panel.show_left_out(self.layers.n_left_out)
+        self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        """Read the next crop while the reviewer looks at this one."""
+        session = self.session
+        if session is None or session.here is None or session.queue is None:
+            return
+        coming = session.queue.coming
+        if coming is not None:
+            y, x = session.here.objects.yx_um[coming].tolist()
+            try:
+                session.here.crops.at(y, x, int(session.here.objects.label[coming]))
+            except HistoquantError as error:
+                self.panel.tell(session.names.veiled(str(error)))
+
+    def _on_camera(self, event: object) -> None:
+        session = self.session
+        if (
+            session is not None
+            and session.here is not None
+            and session.queue is not None
+            and self.layers.moved(session.here.objects, session.queue.selection.marker)
+        ):
+            self.panel.show_left_out(self.layers.n_left_out)
+
+    def _on_double_click(self, viewer: napari.Viewer, event: object) -> None:
+        """Turn to the cell that was clicked."""
+        session = self.session
+        if session is None or session.here is None or session.queue is None:
+            return
+        y, x = (float(part) for part in viewer.cursor.position[-2:])
+        index = session.here.objects.nearest(y, x, PICK_UM)
+        if index is not None:
+            session.queue.go_to(index)
+            self._refresh()

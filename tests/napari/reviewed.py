@@ -1,0 +1,29 @@
+"""A finished run whose animals, groups and slides have names that cannot be mistaken for anything else."""
+
+from functools import cache
+
+from histoquant.batch import run_study
+from histoquant.inputs import load
+from tests.conftest import RECIPE, make_scene, write_geojson, write_slide
+
+SECRETS = ("Quagga", "Dugong", "Axolotl", "Okapi", "Tapirlabel", "Narwhallabel", "Ibexfolder", "Zorilla")
+"""Groups, animals, slide labels, the folder of the slides, and a further column of the sheet."""
+
+SHEET = """slide,animal,group,section,regions,litter
+Ibexfolder/Tapirlabel_7.ome.tif,Axolotl,Quagga,1,outlines.geojson,Zorilla
+Ibexfolder/Narwhallabel_3.ome.tif,Okapi,Dugong,2,outlines.geojson,Zorilla
+"""
+
+
+@cache
+def run_in(base):
+    """Make the study below a folder, once for all tests of a process; run it, and return the run folder."""
+    folder = base / "reviewed"
+    for seed, name in enumerate(("Tapirlabel_7", "Narwhallabel_3")):
+        write_slide(folder / "Ibexfolder" / f"{name}.ome.tif", make_scene((256, 320), 70, seed=seed).pixels)
+    write_geojson(folder / "outlines.geojson", SVZ=[(0, 0), (160, 0), (160, 256), (0, 256)])
+    (folder / "study.csv").write_text(SHEET, encoding="utf-8")
+    (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    outcome = run_study(load(folder / "study.csv", folder / "recipe.toml"), folder / "results", workers=1)
+    assert not outcome.failures
+    return folder / "results"

@@ -1,0 +1,271 @@
+"""The review panel: keys decide, the canvas follows, nothing tells a reviewer which animal it is."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from napari_histoquant.launch import dock_review, open_review
+from napari_histoquant.review_layers import CURRENT, GONE_COLOUR, OBJECTS
+from napari_histoquant.review_panel import UnblindDialog
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QAction
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QAbstractItemView, QApplication, QComboBox, QTabBar
+
+from histoquant.journal import read_journal
+from tests.napari.reviewed import SECRETS, run_in
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return run_in(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def root(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "results"))
+
+
+@pytest.fixture
+def review(make_napari_viewer, root):
+    """Return a function that opens the review of the run in a viewer that is shown."""
+    opened = []
+
+    def start(who="Anna", blinded=True):
+        viewer = make_napari_viewer(show=True)
+        opened.append(open_review(viewer, root, who, blinded=blinded))
+        opened[-1].window().activateWindow()
+        QApplication.processEvents()
+        return opened[-1]
+
+    yield start
+    for widget in opened:
+        widget.close_review()
+
+
+def press(widget, *keys):
+    """Press keys in the window, as a keyboard does."""
+    for key in keys:
+        key, modifier = key if isinstance(key, tuple) else (key, Qt.KeyboardModifier.NoModifier)
+        QTest.keyClick(widget.window().windowHandle(), key, modifier)
+        QApplication.processEvents()
+    widget.show_on_canvas()
+
+
+def edits(widget):
+    return read_journal(widget.session.journal.path).edits
+
+
+def test_every_key_does_what_its_button_says(review):
+    widget = review()
+    queue, found = widget.session.queue, widget.session.here.objects
+    first, second, third = queue.indices[:3].tolist()
+    calls = found.classes["tunel"].copy()
+    press(widget, Qt.Key.Key_A, Qt.Key.Key_F, Qt.Key.Key_D)
+    assert [edit.action for edit in edits(widget)] == ["accept", "call", "delete"]
+    assert queue.at == 3
+    assert found.classes["tunel"][first] == calls[first]
+    assert found.classes["tunel"][second] == 1 - calls[second]
+    assert found.gone[third]
+    press(widget, (Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier), Qt.Key.Key_U)
+    assert not found.gone[third]
+    assert found.classes["tunel"][second] == calls[second]
+    assert queue.current == second
+    press(widget, Qt.Key.Key_R, (Qt.Key.Key_Y, Qt.KeyboardModifier.ControlModifier))
+    assert found.gone[third]
+    press(widget, Qt.Key.Key_Left, Qt.Key.Key_Left, Qt.Key.Key_Right)
+    assert queue.at == 1
+    press(widget, Qt.Key.Key_Space)
+    assert queue.at == 2
+    # letters typed into a field are letters
+    widget.panel.why.setFocus()
+    n = len(edits(widget))
+    press(widget, Qt.Key.Key_A, Qt.Key.Key_D, Qt.Key.Key_D)
+    assert (widget.panel.why.text(), len(edits(widget))) == ("add", n)
+    press(widget, Qt.Key.Key_Return, Qt.Key.Key_F)
+    assert (edits(widget)[-1].why, widget.panel.why.text()) == ("add", "")
+
+
+def test_a_cell_is_added_where_the_mouse_is(review):
+    widget = review()
+    widget.viewer.cursor.position = (33.0, 44.5)
+    press(widget, Qt.Key.Key_N)
+    (edit,) = edits(widget)
+    assert (edit.action, edit.y_um, edit.x_um, edit.new) == ("add", 33.0, 44.5, True)
+    assert "off the list" in widget.panel.about.text()
+    widget.viewer.cursor.position = (-5.0, 44.5)
+    press(widget, Qt.Key.Key_N)
+    assert len(edits(widget)) == 1
+    assert "not on the slide" in widget.panel.message.text()
+    press(widget, Qt.Key.Key_U)
+    assert widget.session.here.objects.gone[-1]
+    assert "off the list" not in widget.panel.about.text()
+
+
+def test_the_canvas_shows_each_cell_where_and_what_it_is(review):
+    widget = review()
+    viewer, found = widget.viewer, widget.session.here.objects
+    points, ring = viewer.layers[OBJECTS], viewer.layers[CURRENT]
+    current = widget.session.queue.current
+    assert np.allclose(ring.data, found.yx_um[[current]])
+    shown = {tuple(place): colour for place, colour in zip(points.data.tolist(), points.border_color, strict=True)}
+    here = tuple(found.yx_um[current].tolist())
+    before = shown[here]
+    press(widget, Qt.Key.Key_F, Qt.Key.Key_Left)
+    flipped = dict(zip(map(tuple, points.data.tolist()), points.border_color, strict=True))
+    assert not np.allclose(flipped[here], before)
+    press(widget, Qt.Key.Key_D, Qt.Key.Key_Left)
+    gone = dict(zip(map(tuple, points.data.tolist()), points.border_color, strict=True))
+    assert np.allclose(gone[here][:3], int(GONE_COLOUR[1:3], 16) / 255)
+    # a channel's pixel lies where the table says: um, counted from the corner of the first pixel
+    image = viewer.layers["TUNEL"]
+    px = widget.session.here.pixels.pixel_size_um
+    assert np.allclose(image.data_to_world((0, 0)), (px / 2, px / 2))
+    assert np.allclose(
+        image.extent.world[1] - image.extent.world[0] + px, np.multiply(image.data[0].shape, px), atol=2 * px
+    )
+
+
+def test_choices_change_what_comes_up(review):
+    widget = review()
+    panel, found = widget.panel, widget.session.here.objects
+    panel.region.setCurrentIndex(panel.region.findText("SVZ"))
+    panel.region.activated.emit(panel.region.currentIndex())
+    assert set(found.region[widget.session.queue.indices]) == {"SVZ"}
+    assert "in SVZ" in panel.counted.text()
+    panel.show_.setCurrentText("positive")
+    panel.show_.activated.emit(0)
+    assert (found.automatic["tunel"][widget.session.queue.indices] == 1).all()
+    panel.sample.setValue(3)
+    panel.sample.editingFinished.emit()
+    assert len(widget.session.queue) == 3
+    assert "0 of 3" in panel.progress.format()
+    press(widget, Qt.Key.Key_A)
+    assert "1 of 3" in panel.progress.format()
+
+
+def strings(viewer):
+    """Yield every text that a window, a dialog, a layer or the viewer holds, and where."""
+    for widget in QApplication.allWidgets():
+        yield from texts(widget)
+    for window in QApplication.topLevelWidgets():
+        for action in window.findChildren(QAction):
+            yield from texts(action)
+    for part in ("title", "status", "help"):
+        yield f"viewer.{part}", getattr(viewer, part)
+    for layer in viewer.layers:
+        told = [layer.name, layer.metadata, layer.source, layer.help, layer, layer.events]
+        told += [layer.get_status(position, world=True) for position in ((5.0, 5.0), (20.0, 20.0))]
+        told += [getattr(layer, part, "") for part in ("features", "properties", "text", "colormap", "units")]
+        told += [vars(part) for part in layer.data if hasattr(part, "__dict__")] if layer.multiscale else []
+        yield f"layer {layer.name}", told
+    from napari.utils.notifications import notification_manager
+
+    yield "notifications", [record.message for record in notification_manager.records]
+
+
+def texts(thing):
+    """Yield what a widget or action shows, whatever it is."""
+    for part in (
+        "text placeholderText toolTip statusTip whatsThis windowTitle objectName title toPlainText accessibleName "
+        "accessibleDescription iconText format specialValueText prefix suffix currentText windowFilePath"
+    ).split():
+        method = getattr(thing, part, None)
+        if callable(method):
+            yield f"{type(thing).__name__}.{part}", method()
+    if isinstance(thing, QComboBox):
+        roles = (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.UserRole, Qt.ItemDataRole.ToolTipRole)
+        for index in range(thing.count()):
+            yield "QComboBox.item", [thing.itemData(index, role) for role in roles]
+    if isinstance(thing, QTabBar):
+        yield "QTabBar", [(thing.tabText(index), thing.tabToolTip(index)) for index in range(thing.count())]
+    if isinstance(thing, QAbstractItemView) and thing.model() is not None:
+        model = thing.model()
+        for row in range(model.rowCount()):
+            for role in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.ToolTipRole, Qt.ItemDataRole.EditRole):
+                yield f"{type(thing).__name__}.model", str(model.data(model.index(row, 0), role))
+
+
+def found_in(viewer, words):
+    """Return which of the words stand anywhere, and where."""
+    return sorted({(word, where) for where, text in strings(viewer) for word in words if word in str(text)})
+
+
+def test_nothing_that_can_be_seen_tells_which_animal_it_is(review, root, monkeypatch):
+    """Of the slides on the screen, of messages, of the journal, of dialogs; and the scan finds the names when shown."""
+    widget = review()
+    words = (*SECRETS, str(root))
+    n_texts = 0
+    for shown in widget.session.slides:
+        widget._turn_to(shown)
+        press(widget, Qt.Key.Key_A, Qt.Key.Key_F, Qt.Key.Key_U)
+        widget.viewer.cursor.position = (20.0, 20.0)
+        QApplication.processEvents()
+        assert found_in(widget.viewer, words) == []
+        n_texts += len(list(strings(widget.viewer)))
+    assert n_texts > 1000  # the scan sees napari's own menus as well
+    # an error about a file that is gone
+    row = widget.session._rows[widget.session.names.true(widget.session.slides[0])]
+    moved = row.path.rename(row.path.with_suffix(".away"))
+    try:
+        widget._turn_to(widget.session.slides[0])
+        assert widget.panel.message.text() != ""
+        assert found_in(widget.viewer, words) == []
+    finally:
+        moved.rename(row.path)
+    # the dialog that asks whether to unblind; staying blind changes nothing
+    dialog = UnblindDialog(widget)
+    dialog.show()
+    assert not dialog.confirm.isEnabled()
+    assert found_in(widget.viewer, words) == []
+    dialog.reject()
+    monkeypatch.setattr(UnblindDialog, "exec", lambda dialog: 0)
+    widget.unblind()
+    assert widget.session.blinded
+    assert found_in(widget.viewer, words) == []
+    # control: once unblinded, the names are there to be found
+    monkeypatch.setattr(UnblindDialog, "exec", lambda dialog: dialog.reason.setText("reviewed") or 1)
+    widget.unblind()
+    seen = {word for word, _ in found_in(widget.viewer, words)}
+    assert {"Tapirlabel", "Narwhallabel"} <= seen
+    assert seen & {"Quagga", "Dugong"}
+    assert seen & {"Axolotl", "Okapi"}
+    press(widget, Qt.Key.Key_A)
+    assert [(edit.action, edit.blinded, edit.why) for edit in edits(widget)[-2:]] == [
+        ("unblind", True, "reviewed"), ("accept", False, "")
+    ]  # fmt: skip
+    assert "(not blind)" in widget.panel.recent.text()
+
+
+def test_the_start_page_asks_who_and_forgets_the_folder(make_napari_viewer, root):
+    widget = dock_review(make_napari_viewer())
+    widget.start.propose(root)
+    assert root.name in widget.start.begin.text()
+    widget.start.who.setText("  ")
+    widget.start.begin.click()
+    assert "reviewer's name" in widget.start.message.text()
+    widget.start.who.setText("Ben")
+    widget.start.begin.click()
+    assert (widget.session.journal.who, widget.session.blinded) == ("Ben", True)
+    assert (widget.start.root, widget.start.message.text()) == (None, "")
+    widget.close_review()
+
+
+def test_other_layers_would_tell_names(make_napari_viewer, root):
+    viewer = make_napari_viewer()
+    viewer.add_image(np.zeros((8, 8)), name="Tapirlabel_7")
+    with pytest.raises(ValueError, match="Other layers are open"):
+        open_review(viewer, root, "Anna")
+
+
+def test_closing_leaves_the_viewer_as_it_was(review, root):
+    widget = review()
+    press(widget, Qt.Key.Key_F)
+    widget.panel.actions["close"]()
+    assert len(widget.viewer.layers) == 0
+    assert widget.session is None
+    assert widget.viewer.title == widget._title
+    press(widget, Qt.Key.Key_F)  # the keys are free again
+    assert widget.open(root, "Anna")
+    assert widget.session.queue.n_reviewed == 1
