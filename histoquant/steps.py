@@ -19,6 +19,7 @@ from histoquant.analysis.positivity import Threshold
 from histoquant.analysis.runs import Runs, paint
 from histoquant.errors import Faults, HistoquantError, RegionError, raise_all
 from histoquant.footprint import tile_bytes
+from histoquant.grounds import integrated_densities, positive_areas
 from histoquant.job import Job, Stamp, open_slide, reader_fingerprint, source_hashes, stamp_of, unchanged
 from histoquant.model.geometry import slide_rectangle
 from histoquant.model.panel import bound, counterstain_of
@@ -297,8 +298,8 @@ def _finished(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence
     regions = regions_of(job, slide_um, px, work.survey.tissue)
     _check_outlines_named(job, regions)
     measured = measured_of(item)
-    areas = pipeline.positive_areas(work, regions, thresholds)
-    densities = pipeline.integrated_densities(work, regions)
+    areas = positive_areas(work, regions, thresholds)
+    densities = integrated_densities(work, regions)
     result = pipeline.finish(
         work,
         measured,

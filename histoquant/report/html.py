@@ -11,7 +11,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from histoquant.model.panel import called_markers
-from histoquant.model.tables import ANIMALS, GROUPS, REGIONS, records
+from histoquant.model.tables import ANIMALS, GROUPS, REGIONS, STAIN_SCORES_ANIMALS, records
 from histoquant.report.charts import curve_chart, dots_chart
 from histoquant.report.corrections import corrections, corrections_sentence
 from histoquant.report.effects import arrive, effects, left_out
@@ -41,6 +41,12 @@ MAX_ROWS = 3000
 """Longer tables are cut in the page, which says so; the CSV file has all rows."""
 
 ENDPOINTS = {"density_per_mm2": "positive profiles per mm²", "fraction_positive": "fraction of cells that are positive"}
+
+ABOUT = {
+    "animals": "Animals: ratios of sums over sections.",
+    "regions": "Regions of every slide.",
+    "stain scores": "H-score and optical densities by animal; cuts differ between labs, densities between batches.",
+}
 
 SECTIONS = {
     "asked": "What was asked",
@@ -364,17 +370,19 @@ def _bracket(percent: float) -> str:
 
 def _tables(run: Run) -> str:
     made = [name for name, frame in run.inferred.tables.items() if len(frame)]
+    made += ["stain_scores_animals"] if len(run.stain_scores) else []
     names = ["regions", "animals", "groups", "sensitivity", *made]
     links = ", ".join(f'<a href="tables/{name}.csv">{name}.csv</a>' for name in names)
     parts: list[str] = [f"<p>All numbers in full: {links}.</p>\n"]
-    for name, frame, schema, n_heads in (("animals", run.animals, ANIMALS, 2), ("regions", run.regions, REGIONS, 2)):
+    shown_tables = [("animals", run.animals, ANIMALS), ("regions", run.regions, REGIONS)]
+    shown_tables += [("stain scores", run.stain_scores, STAIN_SCORES_ANIMALS)] if len(run.stain_scores) else []
+    for name, frame, schema in shown_tables:
         cut = (
             f" The first {number(MAX_ROWS)} of {number(len(frame))} rows; all are in tables/{name}.csv."
             if len(frame) > MAX_ROWS
             else ""
         )
-        about = {"animals": "Animals: ratios of sums over sections.", "regions": "Regions of every slide."}[name]
-        shown = frame_table(about + cut, frame.head(MAX_ROWS), list(schema), n_heads=n_heads)
+        shown = frame_table(ABOUT[name] + cut, frame.head(MAX_ROWS), list(schema), n_heads=2)
         parts.append(folded(f"{name.capitalize()} table ({plural(len(frame), 'row')})", shown))
     return "".join(parts)
 

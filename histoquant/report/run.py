@@ -26,6 +26,7 @@ from histoquant.model.tables import (
     NEXT_STUDY,
     REGIONS,
     SENSITIVITY,
+    STAIN_SCORES_ANIMALS,
     STATISTICS,
     STEREOLOGY,
     UNMATCHED,
@@ -115,6 +116,12 @@ class Run:
     sensitivity: pd.DataFrame
     provenance: dict[str, dict[str, Any]]
     reviewed: Reviewed | None = None
+
+    @cached_property
+    def stain_scores(self) -> pd.DataFrame:
+        """Scores by animal of markers with grades; no rows without such markers."""
+        path = self.root / "tables" / "stain_scores_animals.csv"
+        return read_table(path, STAIN_SCORES_ANIMALS) if path.is_file() else empty(STAIN_SCORES_ANIMALS)
 
     @cached_property
     def inferred(self) -> Inferred:
