@@ -85,7 +85,7 @@ def _move(viewer: napari.Viewer, n_cells: int) -> None:
     widget.recall()
     moves = [_seconds(lambda value=v: widget.set_threshold(value)) for v in values]
     _row(f"move the threshold of {n_cells:,} cells: line, counts, form, rings when it rests", moves)
-    _row(f"of that, draw the rings", [_seconds(widget._show_cells) for _ in values])
+    _row("of that, draw the rings", [_seconds(widget._show_cells) for _ in values])
     slide.close()
 
 
