@@ -84,8 +84,8 @@ def _move(viewer: napari.Viewer, n_cells: int) -> None:
     widget.trial = trial.under(widget.recipe)
     widget.recall()
     moves = [_seconds(lambda value=v: widget.set_threshold(value)) for v in values]
-    _row(f"move the threshold of {n_cells:,} cells: line, counts and form", moves)
-    _row(f"draw the rings of {n_cells:,} cells, when the line rests", [_seconds(widget._show_cells) for _ in values])
+    _row(f"move the threshold of {n_cells:,} cells: line, counts, form, rings when it rests", moves)
+    _row("of that, draw the rings", [_seconds(widget._show_cells) for _ in values])
     slide.close()
 
 
