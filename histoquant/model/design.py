@@ -72,8 +72,10 @@ class Endpoint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     marker: str = Field(min_length=1, title="Marker", description="Of the panel, or a double label 'A+B'.")
-    region: str = Field(min_length=1, title="Region")
-    measure: Measure = Field("density_per_mm2", title="Measure")
+    region: str = Field(min_length=1, title="Region", description="Name of a counted region, drawn or derived.")
+    measure: Measure = Field(
+        "density_per_mm2", title="Measure", description="Which value of the animal; totals need [count.stereology]."
+    )
 
     @property
     def name(self) -> str:
@@ -93,7 +95,7 @@ class Arrive(BaseModel):
 
     sample_size: str = Field("", title="Sample size", description="How the number of animals was decided.")
     criteria: str = Field("", title="Criteria", description="For leaving animals and data in or out, set beforehand.")
-    randomisation: str = Field("", title="Randomisation")
+    randomisation: str = Field("", title="Randomisation", description="How animals came into their groups.")
     confounders: str = Field("", title="Confounders", description="How they were minimised.")
     blinding: str = Field("", title="Blinding", description="At allocation, conduct, assessment and analysis.")
     animals: str = Field("", title="Animals", description="Species, strain, sex, age or weight.")
