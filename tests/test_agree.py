@@ -311,7 +311,7 @@ def test_review_without_napari_is_one_sentence(root, monkeypatch, histoquant):
     monkeypatch.setitem(sys.modules, "napari_histoquant", None)
     done = CliRunner().invoke(app, ["review", str(root)])
     assert isinstance(done.exception, MissingExtraError)
-    assert "pip install 'histoquant[napari]'" in str(done.exception)
+    assert "pip install 'histoquant[gui]'" in str(done.exception)
     empty = histoquant("review", root.parent)
     assert empty.returncode == 2
     assert empty.stderr.startswith("histoquant: ")

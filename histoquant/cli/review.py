@@ -22,10 +22,12 @@ def review(
 
     read_run(folder)  # what is wrong with the folder is said before a window opens
     try:
-        from napari_histoquant.launch import review as open_review  # type: ignore[import-not-found]  # the extra
+        from napari_histoquant.launch import review as open_review
+    except MissingExtraError:
+        raise  # says itself what is missing
     except ImportError as error:
         raise MissingExtraError(
-            f"Reviewing needs napari and its histoquant plug-in ({error}).", "pip install 'histoquant[napari]'"
+            f"Reviewing needs histoquant's napari plug-in ({error}).", "pip install 'histoquant[gui]'"
         ) from error
     open_review(folder)
 
