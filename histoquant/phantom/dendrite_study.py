@@ -11,10 +11,9 @@ import pandas as pd
 
 from histoquant.analysis.dendrites import Branch
 from histoquant.analysis.spine_rules import density_per_10um
-from histoquant.errors import InputError, StoreError
 from histoquant.phantom.dendrite_plan import RECIPES, DendritePlan
 from histoquant.phantom.dendrites import Dendrite, draw_stack, photograph
-from histoquant.phantom.study import shipped_recipe
+from histoquant.phantom.study import begin_study, refused, shipped_recipe
 from histoquant.readers.swc import swc_text
 
 if TYPE_CHECKING:
@@ -44,14 +43,10 @@ def make_dendrites(out: Path, plan: DendritePlan, *, progress: Callable[[float],
         If the folder cannot be written.
     """
     out = Path(out)
-    sheet = out / "study.csv"
-    if sheet.exists():
-        raise InputError(f"{out}: there is a study already.", "Give another folder, or remove that study first.")
+    sheet = begin_study(out, shipped_recipe(RECIPES[plan.assay]).read_text("utf-8"))
     told = progress or (lambda share: None)
     rows: list[dict[str, Any]] = []
     try:
-        (out / "slides").mkdir(parents=True, exist_ok=True)
-        (out / "recipe.toml").write_text(shipped_recipe(RECIPES[plan.assay]).read_text("utf-8"), "utf-8")
         total = 2 * plan.animals * plan.sections
         for number in range(total):
             group, animal = divmod(number // plan.sections, plan.animals)
@@ -68,9 +63,7 @@ def make_dendrites(out: Path, plan: DendritePlan, *, progress: Callable[[float],
             told((number + 1) / total)
         pd.DataFrame(rows).to_csv(sheet, index=False, lineterminator="\n")
     except OSError as error:
-        raise StoreError(
-            f"{out}: could not be written ({error.strerror or error}).", "Choose a folder that can be written to."
-        ) from error
+        raise refused(out, error) from error
     return sheet
 
 

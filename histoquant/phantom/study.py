@@ -52,6 +52,40 @@ def shipped_recipe(name: str) -> Path:
     raise InputError(f"No recipe named '{name}' comes with histoquant.", f"Choose one of {', '.join(known)}.")
 
 
+def begin_study(out: Path, recipe: str) -> Path:
+    """Make the folders and the recipe of a study, and return where its sample sheet is to be written, last of all.
+
+    Parameters
+    ----------
+    recipe : str
+        Text of ``recipe.toml``.
+
+    Raises
+    ------
+    InputError
+        If the folder holds a study already.
+    StoreError
+        If it cannot be written.
+    """
+    sheet = out / "study.csv"
+    if sheet.exists():
+        raise InputError(f"{out}: there is a study already.", "Give another folder, or remove that study first.")
+    try:
+        for folder in ("slides", "truth"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        (out / "recipe.toml").write_text(recipe, "utf-8")
+    except OSError as error:
+        raise refused(out, error) from error
+    return sheet
+
+
+def refused(out: Path, error: OSError) -> StoreError:
+    """Return what to say when the disk refuses a study."""
+    return StoreError(
+        f"{out}: could not be written ({error.strerror or error}).", "Choose a folder that can be written to."
+    )
+
+
 def make_phantom(out: Path, plan: PhantomPlan, *, progress: Callable[[float], None] | None = None) -> Path:
     """Make a synthetic study of known truth that can be run as it is.
 
@@ -81,19 +115,12 @@ def make_phantom(out: Path, plan: PhantomPlan, *, progress: Callable[[float], No
         If the folder cannot be written.
     """
     out = Path(out)
-    sheet = out / "study.csv"
-    if sheet.exists():
-        raise InputError(f"{out}: there is a study already.", "Give another folder, or remove that study first.")
+    recipe = shipped_recipe(plan.facts.recipe).read_text("utf-8") if plan.facts.recipe else BARE_RECIPE
+    sheet = begin_study(out, recipe)
     try:
-        for folder in ("slides", "truth"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
         _write_regions(out / "regions.geojson", plan)
-        recipe = shipped_recipe(plan.facts.recipe).read_text("utf-8") if plan.facts.recipe else BARE_RECIPE
-        (out / "recipe.toml").write_text(recipe, "utf-8")
     except OSError as error:
-        raise StoreError(
-            f"{out}: could not be written ({error.strerror or error}).", "Choose a folder that can be written to."
-        ) from error
+        raise refused(out, error) from error
     slides = _slides(plan)
     told = progress or (lambda share: None)
     counts = []

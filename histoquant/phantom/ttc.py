@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histoquant.errors import InputError, StoreError
+from histoquant.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -237,12 +237,10 @@ def make_ttc_phantom(out: Path, plan: TtcPlan, *, progress: Callable[[float], No
     from PIL import Image
 
     from histoquant.analysis.infarct import FORMULAS, SliceAreas, volumes
-    from histoquant.phantom.study import shipped_recipe
+    from histoquant.phantom.study import begin_study, refused, shipped_recipe
 
     out = Path(out)
-    sheet = out / "study.csv"
-    if sheet.exists():
-        raise InputError(f"{out}: there is a study already.", "Give another folder, or remove that study first.")
+    sheet = begin_study(out, shipped_recipe("ttc").read_text("utf-8"))
     rows: list[dict[str, Any]] = []
     slices: list[dict[str, Any]] = []
     brains: list[dict[str, Any]] = []
@@ -252,8 +250,6 @@ def make_ttc_phantom(out: Path, plan: TtcPlan, *, progress: Callable[[float], No
         else [1.0]
     )
     try:
-        for folder in ("slides", "truth"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
         for number in range(2 * plan.animals):
             group, animal = GROUPS[number // plan.animals], f"R{number + 1}"
             factor = float(spread[number % plan.animals]) * (1 + plan.effect * (group != GROUPS[0]))
@@ -288,11 +284,7 @@ def make_ttc_phantom(out: Path, plan: TtcPlan, *, progress: Callable[[float], No
                 progress((number + 1) / (2 * plan.animals))
         pd.DataFrame(slices).round(4).to_csv(out / "truth" / "slices.csv", index=False, lineterminator="\n")
         pd.DataFrame(brains).round(4).to_csv(out / "truth" / "infarct.csv", index=False, lineterminator="\n")
-        recipe = shipped_recipe("ttc").read_text("utf-8")
-        (out / "recipe.toml").write_text(recipe, "utf-8")
         pd.DataFrame(rows).to_csv(sheet, index=False, lineterminator="\n")
     except OSError as error:
-        raise StoreError(
-            f"{out}: could not be written ({error.strerror or error}).", "Choose a folder that can be written to."
-        ) from error
+        raise refused(out, error) from error
     return sheet
