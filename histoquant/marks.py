@@ -239,7 +239,8 @@ def _csv(path: Path, rater: str, slides: Slides) -> pd.DataFrame:
     named = {name: columns.index(name) for name in columns}
     unit = next((unit for unit in ("um", "px") if f"y_{unit}" in named and f"x_{unit}" in named), None)
     slide_column = next((name for name in SLIDE_NAMES if name in named), None)
-    if unit is None or (slide_column is None and len(slides.ids) > 1):
+    called = slides.find(_stem(path)) or (slides.ids[0] if len(slides.ids) == 1 else None)  # as files of points are
+    if unit is None or (slide_column is None and called is None):
         lacking = "y_um and x_um (or y_px and x_px)" if unit is None else "slide"
         raise InputError(
             f"Marks '{path.name}' lack the column(s) {lacking}; they have {', '.join(columns) or 'none'}.",
@@ -250,7 +251,7 @@ def _csv(path: Path, rater: str, slides: Slides) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for number, cells in lines:
         told = {name: cells[index] if index < len(cells) else "" for name, index in named.items()}
-        name = told[slide_column] if slide_column else slides.ids[0]
+        name = told[slide_column] if slide_column else str(called)
         slide, marker = slides.find(name), known.get(told.get("marker", "").casefold())
         place = [_number(told[f"{axis}_{unit}"]) for axis in "yx"]
         if slide is None:

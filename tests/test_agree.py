@@ -125,6 +125,16 @@ def test_what_spreadsheets_make_of_a_csv(root, tmp_path):
         assert pair.f1 == 1
 
 
+def test_a_csv_may_be_called_like_its_slide(root, tmp_path):
+    path = tmp_path / "M2_s1.csv"
+    path.write_text("y_um,x_um\n" + "".join(f"{y},{x}\n" for y, x in positives(root, "M2_s1")), encoding="utf-8")
+    [pair] = agree(root, [path]).pairs
+    assert pair.counts == (("M2_s1", "", 30, 30, 30),)
+    path.rename(tmp_path / "elsewhere.csv")
+    with pytest.raises(InputError, match=r"lack the column\(s\) slide"):
+        agree(root, [tmp_path / "elsewhere.csv"])
+
+
 def test_a_row_without_a_place_says_that_nothing_was_found(root, tmp_path):
     path = tmp_path / "anna.csv"
     path.write_text("slide,y_um,x_um\nM1_s1,,\n", encoding="utf-8")

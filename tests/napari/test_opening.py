@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import shapely
 from napari_histoquant import asking, layers, opening
+from napari_histoquant.marks import write_marks
 from napari_histoquant.sample import sample_layers
 from napari_histoquant.shapes import regions_in, shapes_of
 
@@ -21,6 +22,20 @@ def test_the_manifest_is_sound_and_what_it_names_is_there():
     manifest = npe2.PluginManifest.from_distribution("histoquant")
     manifest.validate_imports()
     assert {widget.display_name for widget in manifest.contributions.widgets} >= {"Draw regions", "Tune a recipe"}
+
+
+def test_points_put_over_a_slide_are_saved_as_marks_in_um(make_napari_viewer, slide_path, tmp_path):
+    from napari.layers import Points
+
+    viewer = make_napari_viewer()
+    viewer.open(slide_path, plugin="histoquant")
+    viewer.add_points([[3, 5]], scale=viewer.layers.extent.step, units=viewer.layers.extent.units, name="M1")
+    [saved] = viewer.layers[-1].save(str(tmp_path / "M1.csv"), plugin="histoquant")
+    px = viewer.layers.extent.step[-1]
+    assert (tmp_path / "M1.csv").read_text().split() == ["y_um,x_um", f"{3 * px:.4f},{5 * px:.4f}"]
+    assert saved == str(tmp_path / "M1.csv")
+    with pytest.raises(PixelSizeError, match="not in um"):
+        write_marks(str(tmp_path / "no.csv"), *Points([[1, 2]]).as_layer_data_tuple()[:2])
 
 
 def test_a_slide_opens_in_um_with_its_channels(make_napari_viewer, slide_path, pixels):
