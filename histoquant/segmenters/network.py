@@ -3,7 +3,7 @@
 A crop is segmented in four steps:
 
 1. it is resampled so that a nucleus is `WORKING_PX` pixels across: the only size the network has to know;
-2. the network, a U-Net of 0.8 million weights that works at half that resolution inside, gives each pixel a
+2. the network, a U-Net of 2.2 million weights that works at half that resolution inside, gives each pixel a
    probability to be nucleus and a height, 1 in the middle of a nucleus and 0 at its outline, also where two touch;
 3. what is probably nucleus is divided among the summits of the height (`histoquant.analysis.basins`);
 4. labels go back to the pixels of the crop, outlines interpolated.
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WEIGHTS = Path(__file__).with_name("weights") / "nuclei.onnx"
-WEIGHTS_SHA256 = "0058a66ea6f95135532a48a4f1575518311de66c16b401b4cd46cfd140aa7011"
+WEIGHTS_SHA256 = "948878f93a95f6973797b70b2a945551109a63240b037981c5b55ca6144cbe64"
 
 WORKING_PX = 15.0
 """Diameter of a nucleus, in pixels, as the network was trained to see it."""
@@ -56,7 +56,7 @@ PIECE_PX_BYTES = 260
 
 PIECE_WIDTH = 4096
 
-MARGIN = 96
+MARGIN = 128
 """How far the network sees, in working pixels, at most; a multiple of `CELL`. Changing one pixel shows so."""
 
 REACH = (MARGIN + 1.5 * WORKING_PX) / WORKING_PX

@@ -1,6 +1,6 @@
 """Write the trained network as ONNX, and print the sha256 that `histoquant.segmenters.network` must know.
 
-    python workflows/train_nuclei/export.py run/checkpoint.pt --out histoquant/segmenters/weights/nuclei.onnx
+    python workflows/train_nuclei/export.py run/weights.pt --out histoquant/segmenters/weights/nuclei.onnx
 
 The running average of the weights is exported; batch norms are folded into the convolutions.
 """
@@ -28,10 +28,10 @@ class Answer(nn.Module):
         return torch.sigmoid(self.network(image))
 
 
-def network_of(checkpoint: Path) -> NucleusNet:
-    """Return the averaged network of a checkpoint, ready to answer."""
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    network = NucleusNet(tuple(state["widths"]))
+def network_of(weights: Path) -> NucleusNet:
+    """Return the averaged network of a training, ready to answer."""
+    state = torch.load(weights, weights_only=True, map_location="cpu")
+    network = NucleusNet(state["widths"], state["depths"])
     averaged = torch.optim.swa_utils.AveragedModel(network)
     averaged.load_state_dict(state["averaged"])
     return averaged.module.eval()
@@ -39,11 +39,11 @@ def network_of(checkpoint: Path) -> NucleusNet:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("weights", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.onnx.export(
-        Answer(network_of(given.checkpoint)).eval(),
+        Answer(network_of(given.weights)).eval(),
         (torch.zeros(1, 1, 256, 256),),
         str(given.out),
         opset_version=17,

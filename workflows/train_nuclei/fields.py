@@ -3,19 +3,21 @@
     python workflows/train_nuclei/fields.py ../shared/data/nuclei_dsb2018 --out fields.npz [--phantoms 120]
 
 Every field is an image as a segmenter sees it (background 0, bright nuclei about 1, by the background estimate that
-runs use), its labels and its nuclear diameter in pixels. Only split ``train`` is read.
+runs use), its labels and its nuclear diameter in pixels. Only split ``train`` is read. The file needs no histoquant to
+be learnt from, so it can be carried to a machine that has a GPU and little else.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+from stored import Field, coded, save
 
 from histoquant.analysis.blobs import median_diameter
 from histoquant.model.recipe import BackgroundSettings
@@ -31,34 +33,26 @@ from bowl import STATED_UM, read
 FIRST_SEED = 900_000
 """Phantoms for training have seeds from here on; benchmarks and tests stay far below."""
 
+FINEST_PX = 30.0
+"""Nuclei larger than this are stored smaller: the network never sees them as large."""
 
-@dataclass
-class Field:
-    """One image to learn from.
-
-    Attributes
-    ----------
-    image : (y, x) float16
-    labels : (y, x) uint16
-        0 = background.
-    diameter_px : float
-    kind : str
-        fluorescence, grey_bright, colour or phantom.
-    """
-
-    name: str
-    image: NDArray[np.float16]
-    labels: NDArray[np.uint16]
-    diameter_px: float
-    kind: str
+PHANTOM_PX = 512
+"""Side of the piece that is kept of a phantom section."""
 
 
 def field_of(name: str, kind: str, raw: NDArray[Any], labels: NDArray[Any], pixel_size_um: float = STATED_UM) -> Field:
     """Return an image and its labels as a field."""
-    image = np.clip(alone(raw.astype(np.float32), pixel_size_um, BackgroundSettings()), -2, 30)
+    image = alone(raw.astype(np.float32), pixel_size_um, BackgroundSettings())
     diameter = median_diameter([np.unique(labels, return_inverse=True)[1].reshape(labels.shape)])
     assert diameter is not None  # fields without objects are left out before
-    return Field(name, image.astype(np.float16), labels.astype(np.uint16), diameter, kind)
+    labels = labels.astype(np.uint16)
+    group = kind if kind == "phantom" else f"{kind} {labels.shape[0]} x {labels.shape[1]}"
+    if diameter > FINEST_PX:
+        size = [round(n * FINEST_PX / diameter) for n in labels.shape[::-1]]
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        diameter = FINEST_PX
+    return Field(name, coded(image), labels, diameter, kind, group)
 
 
 def real_fields(folder: Path) -> list[Field]:
@@ -112,30 +106,20 @@ def phantom_fields(n: int, seed: int) -> list[Field]:
         if not labels.any():
             continue
         raw = paint(section, whole)[channel]
-        fields.append(field_of(f"phantom_{plan.assay}_{plan.seed}", "phantom", raw, labels, plan.pixel_size_um))
+        field = field_of(f"phantom_{plan.assay}_{plan.seed}", "phantom", raw, labels, plan.pixel_size_um)
+        fields.append(_piece_of(field, np.random.default_rng(plan.seed)))
     return fields
 
 
-def save(path: Path, fields: list[Field]) -> None:
-    """Write fields to one compressed file."""
-    arrays = {}
-    for index, field in enumerate(fields):
-        arrays[f"{index:05d}_image"], arrays[f"{index:05d}_labels"] = field.image, field.labels
-    arrays["names"] = np.array([field.name for field in fields])
-    arrays["kinds"] = np.array([field.kind for field in fields])
-    arrays["diameters"] = np.array([field.diameter_px for field in fields])
-    np.savez_compressed(path, **arrays)
-
-
-def load(path: Path) -> list[Field]:
-    """Read what `save` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return [
-            Field(str(name), file[f"{index:05d}_image"], file[f"{index:05d}_labels"], float(diameter), str(kind))
-            for index, (name, kind, diameter) in enumerate(
-                zip(file["names"], file["kinds"], file["diameters"], strict=True)
-            )
-        ]
+def _piece_of(field: Field, rng: np.random.Generator) -> Field:
+    """Return a piece of a section, about one of its nuclei."""
+    y, x = rng.choice(np.argwhere(field.labels))
+    corner = [
+        int(np.clip(at - PHANTOM_PX // 2, 0, max(0, n - PHANTOM_PX)))
+        for at, n in zip((y, x), field.labels.shape, strict=True)
+    ]
+    piece = tuple(slice(start, start + PHANTOM_PX) for start in corner)
+    return Field(field.name, field.image[piece], field.labels[piece], field.diameter_px, field.kind, field.group)
 
 
 if __name__ == "__main__":
@@ -147,4 +131,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     gathered = real_fields(given.folder) + phantom_fields(given.phantoms, given.seed)
     save(given.out, gathered)
-    print(f"{len(gathered)} fields, {sum(int(field.labels.max()) for field in gathered)} nuclei -> {given.out}")
+    print(
+        f"{len(gathered)} fields, {sum(len(np.unique(field.labels)) - 1 for field in gathered)} nuclei -> {given.out}"
+    )

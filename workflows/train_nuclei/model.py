@@ -12,7 +12,11 @@ from torch import Tensor, nn
 FACTOR = 16
 """Side of the coarsest cell in pixels of the working resolution; images must be multiples of it."""
 
-WIDTHS = (32, 48, 96, 128)
+WIDTHS = (32, 64, 128, 224)
+"""Channels at a half, a quarter, an eighth and a sixteenth of the working resolution."""
+
+DEPTHS = (0, 1, 2, 1)
+"""Residual steps at each; with none, a plain convolution. More at a sixteenth would see farther than is wanted."""
 
 
 class Convolution(nn.Sequential):
@@ -35,23 +39,22 @@ class Residual(nn.Module):
         return torch.relu(x + self.second(self.first(x)))
 
 
+def _level(n_in: int, n_out: int, depth: int) -> nn.Sequential:
+    rest = [Residual(n_out) for _ in range(depth)] or [Convolution(n_out, n_out)]
+    return nn.Sequential(Convolution(n_in, n_out, 2), *rest)
+
+
 class NucleusNet(nn.Module):
     """Image (n, 1, y, x), background 0, nuclei about 1 -> logits (n, 2, y, x) of nucleus and of height.
 
     Height is 1 in the middle of a nucleus and 0 at its outline, also where two touch.
     """
 
-    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
+    def __init__(self, widths: tuple[int, ...] = WIDTHS, depths: tuple[int, ...] = DEPTHS) -> None:
         super().__init__()
         a, b, c, d = widths
         self.enter = nn.Sequential(nn.PixelUnshuffle(2), Convolution(4, a), Convolution(a, a))
-        self.down = nn.ModuleList(
-            [
-                nn.Sequential(Convolution(a, b, 2), Convolution(b, b)),
-                nn.Sequential(Convolution(b, c, 2), Residual(c)),
-                nn.Sequential(Convolution(c, d, 2), Residual(d)),
-            ]
-        )
+        self.down = nn.ModuleList([_level(a, b, depths[1]), _level(b, c, depths[2]), _level(c, d, depths[3])])
         self.narrow = nn.ModuleList([nn.Conv2d(d, c, 1), nn.Conv2d(c, b, 1), nn.Conv2d(b, a, 1)])
         self.up = nn.ModuleList([Convolution(c, c), Convolution(b, b), Convolution(a, a)])
         self.leave = nn.Sequential(nn.Conv2d(a, 8, 3, 1, 1), nn.PixelShuffle(2))
@@ -59,8 +62,9 @@ class NucleusNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits of nucleus and height."""
-        # Brighter than 1 is compressed: a dim nucleus beside a brilliant one must stay visible.
-        steps = [self.enter(2 * image / (1 + image.abs()))]
+        # As a square root above 1: a dim nucleus beside a brilliant one stays visible, and one in bright haze keeps
+        # its contrast.
+        steps = [self.enter(image / torch.sqrt(1 + image.abs()))]
         for down in self.down:
             steps.append(down(steps[-1]))
         x = steps.pop()
