@@ -19,7 +19,7 @@ from histoquant.analysis.spines import FEATURES
 from histoquant.errors import FormatError
 
 WEIGHTS = Path(__file__).with_name("spine_score.json")
-WEIGHTS_SHA256 = "ad95de47adbcb9f0036b2f3c08dba2ac58567625dba6b1726c47f7d5cc49edda"
+WEIGHTS_SHA256 = "2a239c1acb688e9d41503dcbc086a72a3b4ef8617f936cdfdaa9b2e0ac05d56e"
 
 
 @dataclass(frozen=True, eq=False)

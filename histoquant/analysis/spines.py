@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from histoquant.analysis.paths import Points, along_um
 from histoquant.analysis.ridge import Stack, Straight, straighten
 
-SCALES_UM = (0.18, 0.27, 0.4)
+SCALES_UM = (0.12, 0.18, 0.27, 0.4)
 """Sigma of the blobs looked for: heads of 0.2 to 1.1 um, blurred by the microscope."""
 
 SHAFT_WINDOW_UM = 9.0
@@ -26,11 +27,16 @@ SHAFT_WINDOW_UM = 9.0
 BEYOND_UM = 1.5
 """The picture goes on so far past both ends, so that heads that lean over an end are seen whole."""
 
-APART_UM = (0.45, 0.45, 1.2)
+APART_UM = (0.2, 0.2, 0.6)
 """No two candidates are nearer than this along, aside and in depth."""
 
 LEAST_ANSWER = 3.5
 """Of a candidate, in robust standard deviations of the answers far from the dendrite."""
+
+RIVAL_UM = 0.8
+"""How far off another candidate may be another bright spot of the same spine; depth counts half."""
+
+NO_RIVAL = -3.0
 
 NO_DEPTH = 8.0
 """Smear of an image of one plane."""
@@ -38,7 +44,7 @@ NO_DEPTH = 8.0
 FEATURES = (
     "answer_noise", "answer_shaft", "peak_noise", "peak_shaft", "scale", "off_surface", "elevation", "bridge",
     "surround", "beyond_near", "beyond_far", "along_near", "along_far", "halo", "shaft_radius", "depth", "inward",
-    "sharpness", "end", "aside", "mirror", "smear",
+    "sharpness", "end", "aside", "mirror", "smear", "rival", "valley",
 )  # fmt: skip
 """Numbers a candidate is scored by, in this order."""
 
@@ -184,6 +190,8 @@ def answers(scene: Scene) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     flat = scene.rest.shape[2] == 1
     best, scale = None, np.zeros(scene.rest.shape, dtype=np.int8)
     for k, sigma in enumerate(SCALES_UM):
+        if sigma < fine_u and k < len(SCALES_UM) - 1:
+            continue  # narrower than a pixel there is noise only
         across = (sigma / fine_s, sigma / fine_u, 0 if flat else max(0.5, sigma) / deep)
         answer = -(
             ndimage.gaussian_filter(scene.rest, across, order=(2, 0, 0)) * across[0] ** 2
@@ -231,6 +239,34 @@ def _look(volume: NDArray[np.float32], s: Points, u: Points, w: Points) -> Point
     return np.asarray(ndimage.map_coordinates(volume, index, order=1, mode="nearest"), dtype=np.float64)
 
 
+def _beside_rivals(scene: Scene, suw: Points, answer: Points) -> tuple[Points, Points]:
+    """Compare candidates with the strongest one nearby: two heads have a valley between them, two spots of one do not.
+
+    Returns
+    -------
+    rival : (n,) float
+        Logarithm of the strongest neighbour's answer over the own; `NO_RIVAL` where there is none.
+    valley : (n,) float
+        The darkest place on the way there, over the darker of the two; 0 where there is none.
+    """
+    place = suw * scene.straight.step_um * np.array([1.0, 1.0, 0.5])
+    rival, valley = np.full(len(suw), NO_RIVAL), np.zeros(len(suw))
+    pairs = cKDTree(place).query_pairs(RIVAL_UM, output_type="ndarray") if len(suw) else np.zeros((0, 2), int)
+    pairs = np.concatenate([pairs, pairs[:, ::-1]])
+    # The strongest neighbour of each comes last, and stays.
+    pairs = pairs[np.argsort(answer[pairs[:, 1]], kind="stable")]
+    strongest = np.full(len(suw), -1)
+    strongest[pairs[:, 0]] = pairs[:, 1]
+    own = np.flatnonzero(strongest >= 0)
+    other = strongest[own]
+    share = np.linspace(0, 1, 12)[None, :, None]
+    way = suw[own, None] * (1 - share) + suw[other, None] * share
+    light = _look(scene.rest, *np.moveaxis(way, -1, 0))
+    rival[own] = np.clip(np.log(np.maximum(answer[other], 1e-9) / np.maximum(answer[own], 1e-9)), NO_RIVAL, None)
+    valley[own] = light.min(axis=1) / np.maximum(np.minimum(light[:, 0], light[:, -1]), 1e-9)
+    return rival, valley
+
+
 def _described(scene: Scene, suw: Points, answer_noise: Points, answer: Points, scale_um: Points) -> Candidates:
     straight = scene.straight
     fine_s, fine_u, deep = straight.step_um
@@ -273,6 +309,7 @@ def _described(scene: Scene, suw: Points, answer_noise: Points, answer: Points, 
     if straight.light.shape[2] > 1:
         above, below = (_look(scene.rest, s, u, w + sign * 1.5 / deep) for sign in (1, -1))
         depth = (above + below) / 2 / np.maximum(peak, 1e-9)
+    rival, valley = _beside_rivals(scene, suw, answer)
     ends = np.minimum(s * fine_s - scene.start_um, scene.start_um + scene.length_um - s * fine_s)
     features = np.stack([
         np.log(answer_noise), np.log(np.maximum(answer, 1e-9) / bright), np.log(np.maximum(peak, 1e-9) / scene.noise),
@@ -281,6 +318,7 @@ def _described(scene: Scene, suw: Points, answer_noise: Points, answer: Points, 
         np.maximum(off(0.6, 0), off(-0.6, 0)), np.maximum(off(1.2, 0), off(-1.2, 0)), halo, radius, depth,
         off(0, -0.5), answer / np.maximum(peak, 1e-9), np.clip(ends, -1.5, 1.5), np.abs(u_um) - radius,
         _look(scene.rest, s, 2 * mid_u - u, w) / np.maximum(peak, 1e-9), np.full(n, scene.smear),
+        rival, valley,
     ], axis=1)  # fmt: skip
     head = straight.place(s, u, w)
     base = straight.place(foot_s, mid_u + out_u * radius / fine_u, mid_w + out_w * radius / deep)
