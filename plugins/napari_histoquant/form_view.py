@@ -14,6 +14,7 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QHeaderView,
     QLineEdit,
+    QSizePolicy,
     QSpinBox,
     QTreeWidget,
     QTreeWidgetItem,
@@ -30,7 +31,7 @@ OPEN = ("Positive when",)
 FAR = 1e9
 """What stands for no bound: spin boxes must have one."""
 
-NUMBER = "a number"
+NUMBER = "number"
 
 
 class FormView(QTreeWidget):
@@ -233,6 +234,7 @@ class _Either(QWidget):
         super().__init__()
         self.word = QComboBox()
         self.word.addItems([*entry.choices, NUMBER])
+        self.word.setSizePolicy(QSizePolicy.Policy.Minimum, QSizePolicy.Policy.Fixed)  # never cut a word for the number
         is_number = not isinstance(entry.value, str)
         self.word.setCurrentText(NUMBER if is_number else entry.value)
         self.box = _number(entry, entry.value if is_number else None, tell)
@@ -245,6 +247,7 @@ class _Either(QWidget):
 def _in_a_row(owner: QWidget, *parts: QWidget) -> None:
     row = QHBoxLayout(owner)
     row.setContentsMargins(0, 0, 0, 0)
+    row.setSpacing(4)
     for part in parts:
         row.addWidget(part)
     row.addStretch(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from napari_histoquant.launch import dock_review, open_review
-from napari_histoquant.review_layers import CURRENT, GONE_COLOUR, OBJECTS
+from napari_histoquant.review_layers import CURRENT, GONE_COLOUR, LINE_PX, OBJECTS, REGIONS, STEADY
 from napari_histoquant.review_panel import UnblindDialog
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QAction
@@ -125,6 +125,27 @@ def test_the_canvas_shows_each_cell_where_and_what_it_is(review):
     assert np.allclose(
         image.extent.world[1] - image.extent.world[0] + px, np.multiply(image.data[0].shape, px), atol=2 * px
     )
+
+
+def test_regions_are_outlines_that_cannot_be_moved_and_tell_no_name(review):
+    widget = review()
+    viewer = widget.viewer
+    shown = viewer.layers[REGIONS]
+    assert not shown.editable
+    assert list(shown.features["name"]) == ["SVZ", "(hidden) core"]
+    assert set(shown.shape_type) == {"path"}
+    px = widget.session.here.pixels.pixel_size_um
+    assert np.allclose(shown.data[0].max(axis=0), np.array([256, 160]) * px)  # um from the corner, as the cells
+    assert viewer.layers.index(shown) < viewer.layers.index(viewer.layers[OBJECTS])
+    for factor in (1.0, 3.0, 0.2):
+        viewer.scene.camera.zoom *= factor
+        on_screen = shown.edge_width[0] * viewer.scene.camera.zoom
+        assert LINE_PX / STEADY <= on_screen <= LINE_PX * STEADY
+    icon = widget.panel.region.itemIcon(widget.panel.region.findText("SVZ"))
+    colour = icon.pixmap(12, 12).toImage().pixelColor(6, 6)
+    assert np.allclose(shown.edge_color[0][:3], [colour.redF(), colour.greenF(), colour.blueF()], atol=0.01)
+    widget.close_review()
+    assert len(viewer.layers) == 0
 
 
 def test_choices_change_what_comes_up(review):
