@@ -73,16 +73,22 @@ class Hands:
         self.viewer.scene.camera.zoom = zoom
         settle(0.4)
 
-    def click_corners(self, corners_um: Sequence[tuple[float, float]], *, finish: bool = True) -> None:
+    def click_corners(self, corners_um: Sequence[tuple[float, float]]) -> None:
         """Click on the canvas at each corner (y, x), and end the outline with Esc."""
         for corner in corners_um:
             place = self._on_screen(corner)
             QTest.mouseMove(self.canvas, place)
-            settle(0.06)  # napari follows the mouse a moment later, and a click before that counts where it was
+            # napari follows the mouse a moment later, and a click before that would count where the mouse was
+            wait_until(lambda corner=corner: self._is_at(corner), f"the mouse arrives at {corner}")
+            settle(0.05)
             QTest.mouseClick(self.canvas, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, place)
             settle(0.04)
-        if finish:
-            QTest.keyClick(self.canvas, Qt.Key.Key_Escape)
+        QTest.keyClick(self.canvas, Qt.Key.Key_Escape)
+
+    def _is_at(self, place_um: tuple[float, float]) -> bool:
+        """Return whether napari has seen the mouse at a place, to two pixels of the screen."""
+        away = np.abs(np.array(self.viewer.cursor.position[-2:]) - place_um).max()
+        return bool(away * self.viewer.scene.camera.zoom < 2)
 
     def _on_screen(self, place_um: tuple[float, float]) -> QPoint:
         camera = self.viewer.scene.camera

@@ -87,7 +87,7 @@ def first_sitting(work: Path, pictures: Path, n_reviewed: int) -> None:
         hands.to_front()
         left = 640 + 45 * number
         patch = ((745, left), (750, left + 30), (785, left + 35), (780, left + 5))
-        draw(hands, drawing, f"patch {number}", patch, parent="core")
+        draw(hands, drawing, f"p{number}", patch, parent="core")
         desk.to_front()
         for _ in range(3):
             decide(desk, review, Qt.Key.Key_F)
@@ -171,7 +171,7 @@ def opened_sample(hands: Hands) -> Any:
     """Open the sample study as napari's menu does, and the widget to draw on it."""
     hands.viewer.open_sample("histoquant", "sample_study")
     drawing = hands.widget("Draw regions")
-    hands.look_at((775, 775), 0.55)
+    hands.look_at((775, 775), 0.45)
     return drawing
 
 
@@ -182,9 +182,10 @@ def draw(hands: Hands, drawing: Any, name: str, corners_um: Sequence[tuple[float
     click(drawing, "Draw area")
     settle(0.1)
     hands.click_corners(corners_um)
-    path = drawing.drawing.path
     wait_until(lambda: drawing.drawing.regions[-1].name == name, f"the region '{name}' is saved")
-    assert Drawing(path).regions == drawing.drawing.regions
+    saved = Drawing(drawing.drawing.path).regions[-1]
+    if saved.name != name or len(saved.geometry.exterior.coords) != len(corners_um) + 1:
+        raise RuntimeError(f"The region '{name}' was saved as {saved}.")
     tell("region", name)
 
 

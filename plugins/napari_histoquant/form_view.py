@@ -234,7 +234,9 @@ class _Either(QWidget):
         super().__init__()
         self.word = QComboBox()
         self.word.addItems([*entry.choices, NUMBER])
-        self.word.setSizePolicy(QSizePolicy.Policy.Minimum, QSizePolicy.Policy.Fixed)  # never cut a word for the number
+        self.word.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.word.setMinimumContentsLength(max(map(len, (*entry.choices, NUMBER))))  # no word is cut for the number
+        self.word.setSizePolicy(QSizePolicy.Policy.Minimum, QSizePolicy.Policy.Fixed)
         is_number = not isinstance(entry.value, str)
         self.word.setCurrentText(NUMBER if is_number else entry.value)
         self.box = _number(entry, entry.value if is_number else None, tell)

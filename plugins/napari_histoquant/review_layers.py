@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 OBJECTS, CURRENT, REGIONS = "cells", "current cell", "regions"
 """Names of the layers."""
 
-LINE_PX = 1.5
+LINE_PX = 2.5
 """Width of outlines on the screen."""
 
 STEADY = 1.25

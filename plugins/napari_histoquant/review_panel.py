@@ -53,7 +53,7 @@ KEYS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """What can be done with a key: its name on the button, and its keys."""
 
-SHOWN_EDITS = 4
+SHOWN_EDITS = 3
 PANEL_PX = 390
 CROP_PX = {1: 330, 2: 150, 3: 112}
 """About the side of a crop on the screen, by how many lie beside each other."""
@@ -306,7 +306,6 @@ class StartPage(QWidget):
         self.who = QLineEdit(getpass.getuser())
         self.who.setToolTip("Every edit carries this name; each reviewer has a journal of their own.")
         self.blind = QCheckBox("Hide animals, groups and slide names")
-        self.blind.setChecked(True)
         self.begin = QPushButton()
         self.begin.clicked.connect(begin)
         self.message = QLabel()
@@ -317,9 +316,10 @@ class StartPage(QWidget):
             layout.addRow(widget)
         self.propose(None)
 
-    def propose(self, root: Path | None) -> None:
+    def propose(self, root: Path | None, *, blinded: bool = True) -> None:
         """Offer to review a run; to choose one for None."""
         self.root = root
+        self.blind.setChecked(blinded)
         self.begin.setText("Choose a run folder …" if root is None else f"Review '{root.name}'")
 
     def tell(self, text: str) -> None:

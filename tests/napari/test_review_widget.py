@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from napari_histoquant import launch
 from napari_histoquant.launch import dock_review, open_review
 from napari_histoquant.review_layers import CURRENT, GONE_COLOUR, LINE_PX, OBJECTS, REGIONS, STEADY
 from napari_histoquant.review_panel import UnblindDialog
+from napari_histoquant.review_widget import ReviewWidget
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QAction
 from qtpy.QtTest import QTest
@@ -270,6 +272,23 @@ def test_the_start_page_asks_who_and_forgets_the_folder(make_napari_viewer, root
     widget.start.begin.click()
     assert (widget.session.journal.who, widget.session.blinded) == ("Ben", True)
     assert (widget.start.root, widget.start.message.text()) == (None, "")
+    widget.close_review()
+
+
+def test_the_command_says_what_the_start_page_proposes(make_napari_viewer, root, monkeypatch):
+    """`histoquant review DIR --not-blind` without a name: the page asks for it, and the tick is not set."""
+    import napari
+
+    made = []
+    monkeypatch.setattr(napari, "Viewer", lambda title: made.append(make_napari_viewer(title=title)) or made[-1])
+    monkeypatch.setattr(napari, "run", lambda: None)
+    launch.review(root, blinded=False)
+    (widget,) = (each for each in QApplication.allWidgets() if isinstance(each, ReviewWidget))
+    assert (widget.start.root, widget.start.blind.isChecked(), widget.session) == (root, False, None)
+    made[0].window.remove_dock_widget("all")
+    launch.review(root, "Anna", blinded=False)
+    widget = next(each for each in QApplication.allWidgets() if isinstance(each, ReviewWidget) and each.session)
+    assert (widget.session.journal.who, widget.session.blinded) == ("Anna", False)
     widget.close_review()
 
 
