@@ -184,8 +184,8 @@ def draw(hands: Hands, drawing: Any, name: str, corners_um: Sequence[tuple[float
     hands.click_corners(corners_um)
     wait_until(lambda: drawing.drawing.regions[-1].name == name, f"the region '{name}' is saved")
     saved = Drawing(drawing.drawing.path).regions[-1]
-    if saved.name != name or len(saved.geometry.exterior.coords) != len(corners_um) + 1:
-        raise RuntimeError(f"The region '{name}' was saved as {saved}.")
+    if saved.name != name or len(set(saved.geometry.exterior.coords)) != len(corners_um):
+        raise RuntimeError(f"The region '{name}' was saved as {saved.name}, {saved.geometry.wkt}.")
     tell("region", name)
 
 

@@ -314,9 +314,11 @@ class DrawWidget(TellingWidget):
         drawn = in_um(self.drawing.regions, self.slide.pixel_size_um)
         self._tree.show_regions(drawn, self.derived.found.regions, self.recipe)
         kept = self._lies_in.currentText()
+        self._lies_in.blockSignals(True)  # or the shape being drawn is deselected and loses a corner
         self._lies_in.clear()
         self._lies_in.addItems(list(dict.fromkeys(["", *(region.name for region in drawn if not region.is_line)])))
         self._lies_in.setCurrentText(kept)
+        self._lies_in.blockSignals(False)
         self._undo.setEnabled(self.drawing.n_undo > 0)
         self._redo.setEnabled(self.drawing.n_redo > 0)
         self._waiting.setText("\n".join(self.derived.found.waiting))

@@ -14,7 +14,6 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QHeaderView,
     QLineEdit,
-    QSizePolicy,
     QSpinBox,
     QTreeWidget,
     QTreeWidgetItem,
@@ -32,6 +31,8 @@ FAR = 1e9
 """What stands for no bound: spin boxes must have one."""
 
 NUMBER = "number"
+ARROW_PX = 44
+"""Of a choice, beside its word."""
 
 
 class FormView(QTreeWidget):
@@ -234,9 +235,8 @@ class _Either(QWidget):
         super().__init__()
         self.word = QComboBox()
         self.word.addItems([*entry.choices, NUMBER])
-        self.word.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.word.setMinimumContentsLength(max(map(len, (*entry.choices, NUMBER))))  # no word is cut for the number
-        self.word.setSizePolicy(QSizePolicy.Policy.Minimum, QSizePolicy.Policy.Fixed)
+        widest = max(map(self.word.fontMetrics().horizontalAdvance, (*entry.choices, NUMBER)))
+        self.word.setMinimumWidth(widest + ARROW_PX)  # no word is cut to make room for the number
         is_number = not isinstance(entry.value, str)
         self.word.setCurrentText(NUMBER if is_number else entry.value)
         self.box = _number(entry, entry.value if is_number else None, tell)

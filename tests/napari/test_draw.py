@@ -93,6 +93,18 @@ def test_what_is_derived_follows_the_lesion(draw, qtbot):
     assert texts == ["lesion", "band"]
 
 
+def test_the_shape_being_drawn_stays_selected_when_its_neighbours_are_listed_anew(draw, qtbot):
+    """Else napari stops to follow the mouse, and the last corner is lost."""
+    _, widget, path = draw
+    add(widget, "lesion", [(10, 10), (10, 300), (300, 150)])
+    qtbot.waitUntil(lambda: path.exists() and saved(path) == ["lesion"])
+    widget._lies_in.setCurrentText("lesion")
+    widget.layer.selected_data = {0}
+    widget._show_derived()
+    assert widget.layer.selected_data == {0}
+    assert widget._lies_in.currentText() == "lesion"
+
+
 def test_lines_are_as_wide_on_the_screen_at_every_zoom(draw, qtbot):
     """Seen on the canvas: napari knows the new width long before it draws it."""
     viewer, widget, _ = draw
