@@ -27,7 +27,7 @@ N_REVIEWED = 20
 N_MORE = 12
 """Decisions after the twenty, with a region drawn after every third, before the process is killed."""
 
-README_PICTURES = {"03_drawn": "draw", "05_threshold_moved": "tune", "07_twenty_cells": "review"}
+README_PICTURES = {"03_drawn": "draw", "05_threshold_moved": "tune", "06_review_opened": "review"}
 
 EDIT, REGION, RECIPE = "edit", "region", "recipe"
 """What the first process acknowledges, a line each, once it is on the disk."""

@@ -31,7 +31,7 @@ FAR = 1e9
 """What stands for no bound: spin boxes must have one."""
 
 NUMBER = "number"
-ARROW_PX = 44
+ARROW_PX = 54
 """Of a choice, beside its word."""
 
 

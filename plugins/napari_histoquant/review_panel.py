@@ -284,12 +284,17 @@ class ReviewPanel(QWidget):
         change = " → ".join(filter(None, (class_name(edit.old), class_name(edit.new)))) if edit.action == CALL else ""
         if edit.action in (ACCEPT, ADD):
             change = class_name(edit.new)
-        elif edit.action == UNDO:
-            undone = next((other for other in reversed(session.journal.edits) if other.id == edit.undoes), None)
+        said = _SAID[edit.action]
+        if edit.action == UNDO:
+            by_id = {other.id: other for other in session.journal.edits}
+            undone, n_undos = by_id.get(edit.undoes), 1
+            while undone is not None and undone.action == UNDO:
+                undone, n_undos = by_id.get(undone.undoes), n_undos + 1
+            said = _SAID[UNDO] if n_undos % 2 else "redid:"  # an undo that is undone is what was done before
             change = _SAID[undone.action] if undone is not None else ""
         marked = "" if edit.blinded or edit.action == UNBLIND else "(not blind)"
         marker = edit.marker if change and edit.action != UNDO else ""
-        parts = (when, slide, _SAID[edit.action], marker, change, marked)
+        parts = (when, slide, said, marker, change, marked)
         return "  ".join(part for part in parts if part)
 
     def tell(self, text: str) -> None:

@@ -74,8 +74,13 @@ def test_every_key_does_what_its_button_says(review):
     assert not found.gone[third]
     assert found.classes["tunel"][second] == calls[second]
     assert queue.current == second
+    assert "undid:  called" in widget.panel.recent.text().splitlines()[0]
     press(widget, Qt.Key.Key_R, (Qt.Key.Key_Y, Qt.KeyboardModifier.ControlModifier))
     assert found.gone[third]
+    assert [line.split("  ", 2)[2] for line in widget.panel.recent.text().splitlines()[:2]] == [
+        "redid:  deleted",
+        "redid:  called",
+    ]
     press(widget, Qt.Key.Key_Left, Qt.Key.Key_Left, Qt.Key.Key_Right)
     assert queue.at == 1
     press(widget, Qt.Key.Key_Space)
