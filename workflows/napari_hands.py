@@ -18,7 +18,8 @@ WINDOW = (1390, 980)
 FEWEST_COLOURS = 500
 """Of a picture: fewer would be a canvas that was not drawn."""
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
+"""The first preview on a machine compiles its loops, which takes a busy one half a minute."""
 
 
 class Hands:
