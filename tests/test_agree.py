@@ -326,3 +326,25 @@ def test_review_without_napari_is_one_sentence(root, monkeypatch, histoquant):
     assert empty.returncode == 2
     assert empty.stderr.startswith("histoquant: ")
     assert "holds no run" in empty.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "who", "blinded"),
+    [([], "", True), (["--who", "Anna"], "Anna", True), (["--who", "Anna", "--not-blind"], "Anna", False)],
+)
+def test_review_takes_the_reviewer_and_whether_to_be_blind(root, monkeypatch, options, who, blinded):
+    from types import ModuleType, SimpleNamespace
+
+    from typer.testing import CliRunner
+
+    from histoquant.cli import app
+
+    opened = []
+    launch = SimpleNamespace(review=lambda folder, who, *, blinded: opened.append((folder, who, blinded)))
+    monkeypatch.setitem(sys.modules, "napari_histoquant", ModuleType("napari_histoquant"))
+    monkeypatch.setitem(sys.modules, "napari_histoquant.launch", launch)
+    done = CliRunner().invoke(app, ["review", str(root), *options])
+    assert done.exit_code == 0, done.output
+    assert opened == [(root, who, blinded)]
+    told = CliRunner().invoke(app, ["review", "--help"], env={"COLUMNS": "200"}).output
+    assert "--who Anna --not-blind" in told

@@ -13,9 +13,19 @@ from histoquant.console import Printer
 from histoquant.errors import MissingExtraError
 
 
-@app.command(epilog="Example:  histoquant review results")
+@app.command(
+    epilog="Examples:  histoquant review results          (the window asks for your name)\n\n"
+    "Begin at once:  histoquant review results --who Anna\n\n"
+    "With names shown, every edit marked as not blind:  histoquant review results --who Anna --not-blind"
+)
 def review(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    who: Annotated[
+        str, typer.Option("--who", help="The reviewer, who has a journal of their own; the window asks when not given.")
+    ] = "",
+    not_blind: Annotated[
+        bool, typer.Option("--not-blind", help="Show animals, groups and slide names; every edit is marked so.")
+    ] = False,
 ) -> None:
     """Open a run in napari: look at its cells, correct them, blind to animal and group."""
     from histoquant.report.run import read_run
@@ -29,7 +39,7 @@ def review(
         raise MissingExtraError(
             f"Reviewing needs histoquant's napari plug-in ({error}).", "pip install 'histoquant[gui]'"
         ) from error
-    open_review(folder)
+    open_review(folder, who, blinded=not not_blind)
 
 
 @app.command(

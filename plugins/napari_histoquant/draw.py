@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Shapes
-from napari.qt.threading import thread_worker
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QApplication,
@@ -18,28 +17,28 @@ from qtpy.QtWidgets import (
     QGridLayout,
     QLabel,
     QVBoxLayout,
-    QWidget,
 )
 
-from histoquant.drawing import NAMED, Derived, Drawing, colours_of, derive, in_um
+from histoquant.drawing import NAMED, Drawing, colours_of, in_um
 from histoquant.errors import HistoquantError
 from histoquant.inputs import read_recipe
 from histoquant.model.recipe import Recipe
 from histoquant.model.region import Region
 from histoquant.model.slide import Slide
-from histoquant.survey import tissue_of
 from napari_histoquant.controls import button, soon, swatch
+from napari_histoquant.derived import DerivedLayer
 from napari_histoquant.layers import DRAWN, OUTLINES, UNITS, named
 from napari_histoquant.opening import shown_slide
 from napari_histoquant.region_tree import RegionTree
 from napari_histoquant.shapes import FEATURES, TEXT, UnfinishedError, features_of, fills, regions_in, shapes_of
-from napari_histoquant.view import camera_of
+from napari_histoquant.telling import TellingWidget
+from napari_histoquant.view import camera_of, fit_lines
 
 LINE_PX, DERIVED_PX = 2.5, 1.5
 """Width of outlines on the screen, whatever the zoom."""
 
 
-class DrawWidget(QWidget):
+class DrawWidget(TellingWidget):
     """Regions of the slide that is shown.
 
     Every edit goes into the outlines' file and its history at once; undo and redo reach back across sessions.
@@ -51,10 +50,8 @@ class DrawWidget(QWidget):
         self.slide: Slide | None = None
         self.drawing: Drawing | None = None
         self.layer: Shapes | None = None
-        self.derived: Shapes | None = None
+        self.derived = DerivedLayer(napari_viewer)
         self.recipe: Recipe | None = None
-        self._tissue: Any = None
-        self._found = Derived((), ())
         self._follows = False
         self._timer = soon(self, self._show_derived)
         self._still = soon(self, self._when_still)
@@ -112,10 +109,11 @@ class DrawWidget(QWidget):
 
     def _drop_layers(self, *others: Shapes) -> None:
         self._follows = False
-        for layer in (self.layer, self.derived, *others):
+        for layer in (self.layer, *others):
             if layer is not None and layer in self.viewer.layers:
                 self.viewer.layers.remove(layer)
-        self.layer = self.derived = None
+        self.layer = None
+        self.derived.drop()
 
     # ------------------------------------------------------------------ edits
 
@@ -226,9 +224,9 @@ class DrawWidget(QWidget):
     def _fit_lines(self) -> None:
         """Draw lines as wide on the screen as before: napari's are as wide as so many pixels of the slide."""
         self._follows, followed = False, self._follows
-        for layer, width in ((self.layer, LINE_PX), (self.derived, DERIVED_PX)):
-            if layer is not None and layer in self.viewer.layers and len(layer.data):
-                layer.edge_width = [self._screen(width)] * len(layer.data)
+        for layer, width in ((self.layer, LINE_PX), (self.derived.layer, DERIVED_PX)):
+            if layer is not None and layer in self.viewer.layers:
+                fit_lines(layer, self._screen(width))
         self._follows = followed
 
     def _screen(self, width: float) -> float:
@@ -291,65 +289,40 @@ class DrawWidget(QWidget):
     def _show_derived(self) -> None:
         if self.slide is None or self.layer is None or self.recipe is None:
             return
-        px = self.slide.pixel_size_um
         try:
             drawn, _ = self._regions()
         except HistoquantError:
             return
-        height, width = self.slide.shape
-        whole = (height * px, width * px)
-        found = derive(drawn, self.recipe.regions, slide_um=whole, pixel_size_um=px, tissue=self._tissue)
-        in_pixels = [region for region in in_um(found.regions, 1 / px) if not region.geometry.is_empty]
-        shapes = shapes_of(in_pixels, colours_of(region.name for region in in_pixels))
-        settings = {"shape_type": shapes.settings["shape_type"], "edge_width": self._screen(DERIVED_PX)}
-        if self.derived is None or self.derived not in self.viewer.layers:
-            active = self.viewer.layers.selection.active
-            self.derived = self.viewer.add_shapes(
-                ndim=2, name="derived from the recipe", scale=(px, px), units=UNITS, opacity=0.9
-            )
-            self.derived.editable = False
-            self.viewer.layers.selection.active = active
-        self.derived.data = []
-        if shapes.data:
-            edges = shapes.settings["edge_color"]
-            self.derived.add(shapes.data, edge_color=edges, face_color="transparent", **settings)
-            self.derived.features = shapes.settings["features"]
-            self.derived.text = shapes.settings["text"]
-        self._found = found
+        width = self._screen(DERIVED_PX)
+        self.derived.show(drawn, self.slide, self.recipe, edge_width=width, below=self.layer)
         self._list()
 
     def _find_tissue(self) -> None:
         """Look for the tissue in a thread: what is derived is kept within it, once it is found."""
-        self._tissue = None
-        if self.slide is None or self.recipe is None:
-            return
-        asked = self.slide, self.recipe
-        worker = _tissue_of(*asked)
-        worker.returned.connect(lambda tissue: self._found_tissue(asked, tissue))
-        worker.start()
+        if self.slide is not None and self.recipe is not None:
+            self.derived.find_tissue(self.slide, self.recipe, self._found_tissue)
 
-    def _found_tissue(self, asked: tuple[Slide, Recipe], tissue: Any) -> None:
-        if asked != (self.slide, self.recipe):
-            return
-        if isinstance(tissue, str):
-            self._say(tissue, wrong=True)
+    def _found_tissue(self, wrong: str) -> None:
+        if wrong:
+            self._say(wrong, wrong=True)
         else:
-            self._tissue = tissue
             self._show_derived()
 
     def _list(self) -> None:
         assert self.drawing is not None
         assert self.slide is not None
         drawn = in_um(self.drawing.regions, self.slide.pixel_size_um)
-        self._tree.show_regions(drawn, self._found.regions, self.recipe)
+        self._tree.show_regions(drawn, self.derived.found.regions, self.recipe)
         kept = self._lies_in.currentText()
+        self._lies_in.blockSignals(True)  # or the shape being drawn is deselected and loses a corner
         self._lies_in.clear()
         self._lies_in.addItems(list(dict.fromkeys(["", *(region.name for region in drawn if not region.is_line)])))
         self._lies_in.setCurrentText(kept)
+        self._lies_in.blockSignals(False)
         self._undo.setEnabled(self.drawing.n_undo > 0)
         self._redo.setEnabled(self.drawing.n_redo > 0)
-        self._waiting.setText("\n".join(self._found.waiting))
-        self._waiting.setVisible(bool(self._found.waiting))
+        self._waiting.setText("\n".join(self.derived.found.waiting))
+        self._waiting.setVisible(bool(self.derived.found.waiting))
 
     # ------------------------------------------------------------------ the form
 
@@ -383,9 +356,8 @@ class DrawWidget(QWidget):
         buttons.addWidget(self._undo, 2, 0)
         buttons.addWidget(self._redo, 2, 1)
         self._tree = RegionTree()
-        self._waiting, self._message = QLabel(), QLabel()
-        for label in (self._waiting, self._message):
-            label.setWordWrap(True)
+        self._waiting = QLabel()
+        self._waiting.setWordWrap(True)
         self._waiting.setVisible(False)
         whole = QVBoxLayout(self)
         whole.addLayout(form)
@@ -394,37 +366,14 @@ class DrawWidget(QWidget):
         whole.addWidget(self._waiting)
         whole.addWidget(self._message)
 
-    def _say(self, text: str, *, wrong: bool = False) -> None:
-        self._message.setStyleSheet("color: #ff8a80" if wrong else "")
-        self._message.setText(text)
-
     def _ask_file(self) -> None:
         slide = shown_slide(self.viewer)
         start = Path("outlines.geojson") if slide is None else slide.path.with_name(f"{named(slide)}.geojson")
         opened = [layer.metadata.get(OUTLINES) for layer in self.viewer.layers if layer is not self.layer]
         start = next((path for path in opened if path is not None), start)
-        dialog = QFileDialog.Option.DontConfirmOverwrite
-        path, _ = QFileDialog.getSaveFileName(
-            self, "Outlines to draw in (an old file is kept)", str(start), "GeoJSON (*.geojson)", options=dialog
-        )
-        self._try(self.open_file, path)
+        title = "Outlines to draw in (an old file is kept)"
+        kept = {"options": QFileDialog.Option.DontConfirmOverwrite}
+        self._ask_save(title, self.open_file, str(start), "GeoJSON (*.geojson)", **kept)
 
     def _ask_recipe(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Recipe with the derived regions", "", "Recipe (*.toml)")
-        self._try(self.use_recipe, path)
-
-    def _try(self, action: Any, path: str) -> None:
-        if path:
-            try:
-                action(Path(path))
-            except HistoquantError as error:
-                self._say(str(error), wrong=True)
-
-
-@thread_worker  # type: ignore[misc]
-def _tissue_of(slide: Slide, recipe: Recipe) -> Any:
-    """Return the tissue, or the sentence that says why there is none; napari would raise an error that is returned."""
-    try:
-        return tissue_of(slide, recipe)
-    except HistoquantError as error:
-        return str(error)
+        self._ask_open("Recipe with the derived regions", self.use_recipe, "Recipe (*.toml)")

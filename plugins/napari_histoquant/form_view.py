@@ -30,7 +30,9 @@ OPEN = ("Positive when",)
 FAR = 1e9
 """What stands for no bound: spin boxes must have one."""
 
-NUMBER = "a number"
+NUMBER = "number"
+ARROW_PX = 54
+"""Of a choice, beside its word."""
 
 
 class FormView(QTreeWidget):
@@ -233,6 +235,8 @@ class _Either(QWidget):
         super().__init__()
         self.word = QComboBox()
         self.word.addItems([*entry.choices, NUMBER])
+        widest = max(map(self.word.fontMetrics().horizontalAdvance, (*entry.choices, NUMBER)))
+        self.word.setMinimumWidth(widest + ARROW_PX)  # no word is cut to make room for the number
         is_number = not isinstance(entry.value, str)
         self.word.setCurrentText(NUMBER if is_number else entry.value)
         self.box = _number(entry, entry.value if is_number else None, tell)
@@ -245,6 +249,7 @@ class _Either(QWidget):
 def _in_a_row(owner: QWidget, *parts: QWidget) -> None:
     row = QHBoxLayout(owner)
     row.setContentsMargins(0, 0, 0, 0)
+    row.setSpacing(4)
     for part in parts:
         row.addWidget(part)
     row.addStretch(1)

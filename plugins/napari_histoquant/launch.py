@@ -21,9 +21,9 @@ def review(path: Path, who: str = "", *, blinded: bool = True) -> None:
     path : Path
         The run folder.
     who : str
-        The reviewer; the window asks for the name, and whether to review blind, when it is not given.
+        The reviewer; when it is not given, the window asks for the name and whether to review blind.
     blinded : bool
-        Whether animals, groups and slide names are hidden.
+        Whether animals, groups and slide names are hidden, or what the window proposes.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def review(path: Path, who: str = "", *, blinded: bool = True) -> None:
     if who:
         open_review(viewer, path, who, blinded=blinded)
     else:
-        dock_review(viewer).start.propose(path)
+        dock_review(viewer).start.propose(path, blinded=blinded)
     napari.run()
 
 

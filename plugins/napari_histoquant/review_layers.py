@@ -1,27 +1,37 @@
-"""What a review shows on the canvas: the slide's channels, its objects as points, and a ring round the current one.
+"""What a review shows on the canvas: the slide's channels, its regions and objects, and a ring round the current one.
 
 No layer knows a name or a file of the slide.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Image, Points
+from napari.layers import Image, Points, Shapes
 from napari.utils import Colormap
 
 from histoquant.model.recipe import Segment
+from histoquant.model.region_set import Region
 from napari_histoquant.crops import Crop, outline, pyramid, stretched
 from napari_histoquant.queue import Objects, Point
 from napari_histoquant.reviewing import OpenSlide
+from napari_histoquant.shapes import paths_of
+from napari_histoquant.view import camera_of, fit_lines
 
 if TYPE_CHECKING:
     import napari
     from numpy.typing import NDArray
 
-OBJECTS, CURRENT = "cells", "current cell"
+OBJECTS, CURRENT, REGIONS = "cells", "current cell", "regions"
 """Names of the layers."""
+
+LINE_PX = 2.5
+"""Width of outlines on the screen."""
+
+STEADY = 1.25
+"""The zoom may change by this factor before the lines are drawn anew, which takes long for long ones."""
 
 MOST_POINTS = 3000
 """Points drawn at once. Drawing 100,000 takes a processor without a graphics card 0.14 s each time, 3,000 take 4 ms."""
@@ -46,11 +56,6 @@ def _rgba(colour: str, alpha: float = 1.0) -> tuple[float, float, float, float]:
     return red, green, blue, alpha
 
 
-def camera_of(viewer: napari.Viewer) -> Any:
-    """Return the camera of a viewer, where napari keeps it since 0.9 or before."""
-    return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera
-
-
 def _scale_bar_of(viewer: napari.Viewer) -> Any:
     return viewer.canvas.overlays.scale_bar if hasattr(viewer, "scene") else viewer.scale_bar
 
@@ -61,6 +66,8 @@ class ReviewLayers:
     def __init__(self, viewer: napari.Viewer) -> None:
         self._viewer = viewer
         self._images: list[Image] = []
+        self._outlines: Shapes | None = None
+        self._fitted = 0.0  # zoom that the lines are drawn for
         self._points: Points | None = None
         self._ring: Points | None = None
         self._drawn: tuple[Point, Point] | None = None
@@ -69,11 +76,21 @@ class ReviewLayers:
         self.n_left_out = 0
         """Objects of the rectangle that is drawn that are not drawn, for there are too many."""
 
-    def show(self, here: OpenSlide, segment: Segment, channel_names: list[str], active: int) -> None:
+    def show(
+        self,
+        here: OpenSlide,
+        segment: Segment,
+        channel_names: list[str],
+        active: int,
+        *,
+        regions: Sequence[Region] = (),
+    ) -> None:
         """Put a slide on the canvas, in place of the one before.
 
         Parameters
         ----------
+        regions : sequence of Region
+            Coordinates in um, under the names that are shown.
         active : int
             The channel whose contrast napari's controls set.
         """
@@ -102,7 +119,9 @@ class ReviewLayers:
             face_color="transparent",
             units=("um", "um"),
         )
-        for layer in (*layers, self._points, self._ring):
+        self._outlines = Shapes(**paths_of(regions), name=REGIONS, units=("um", "um"), opacity=0.8) if regions else None
+        outlines = [] if self._outlines is None else [self._outlines]
+        for layer in (*layers, *outlines, self._points, self._ring):
             self._viewer.add_layer(layer)
             layer.editable = False  # decisions are made with the keys of the panel, never by moving a point
         self._viewer.layers.selection.active = layers[min(active, len(layers) - 1)]
@@ -128,10 +147,10 @@ class ReviewLayers:
 
     def clear(self) -> None:
         """Take the layers of the review away; others stay."""
-        for layer in (*self._images, self._points, self._ring):
+        for layer in (*self._images, self._outlines, self._points, self._ring):
             if layer is not None and layer in self._viewer.layers:
                 self._viewer.layers.remove(layer)
-        self._images, self._points, self._ring, self._drawn = [], None, None, None
+        self._images, self._outlines, self._points, self._ring, self._drawn = [], None, None, None, None
 
     def look_at(self, objects: Objects, current: int | None, marker: str) -> None:
         """Move the view to an object, put the ring round it, and draw the objects beside it."""
@@ -148,6 +167,14 @@ class ReviewLayers:
     def first_view(self) -> None:
         """Come so near that single cells are seen."""
         self._camera.zoom = self._height_px() / FIRST_VIEW_UM
+        self._fit_outlines()
+
+    def _fit_outlines(self) -> None:
+        """Draw outlines as wide on the screen as before."""
+        zoom = float(self._camera.zoom)
+        if self._outlines is not None and zoom > 0:
+            fit_lines(self._outlines, LINE_PX / zoom)
+            self._fitted = zoom
 
     def _height_px(self) -> int:
         return int(self._viewer.window.geometry()[3])
@@ -164,6 +191,8 @@ class ReviewLayers:
         """Draw other objects where the view has come upon ground without; say whether that was done."""
         if self._points is None or self._moving:
             return False
+        if self._outlines is not None and not 1 / STEADY < self._camera.zoom / max(self._fitted, 1e-9) < STEADY:
+            self._fit_outlines()
         seen = self.seen()
         if self._drawn is not None:
             inside = all(

@@ -31,7 +31,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from histoquant.drawing import colours_of
 from histoquant.model.edit import ACCEPT, ADD, CALL, DELETE, UNBLIND, UNDO, Edit, Value
+from napari_histoquant.controls import swatch
 from napari_histoquant.queue import ALL, BORDERLINE, EVERYWHERE, NEGATIVE, PLACE, POSITIVE, Selection
 from napari_histoquant.review_layers import CLASS_COLOURS, GONE_COLOUR
 from napari_histoquant.reviewing import Session
@@ -51,7 +53,7 @@ KEYS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """What can be done with a key: its name on the button, and its keys."""
 
-SHOWN_EDITS = 5
+SHOWN_EDITS = 3
 PANEL_PX = 390
 CROP_PX = {1: 330, 2: 150, 3: 112}
 """About the side of a crop on the screen, by how many lie beside each other."""
@@ -139,6 +141,7 @@ class ReviewPanel(QWidget):
         around = QVBoxLayout(self)
         around.setContentsMargins(0, 0, 0, 0)
         around.addWidget(scrolled)
+        around.addWidget(_row(self.unblind, close))
         self.setMinimumWidth(PANEL_PX)
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
         layout = QVBoxLayout(inside)
@@ -152,7 +155,6 @@ class ReviewPanel(QWidget):
         for widget in (self.why, self.counted, self.recent, self.message):
             layout.addWidget(widget)
         layout.addStretch(1)
-        layout.addWidget(_row(self.unblind, close))
 
     @staticmethod
     def keys() -> dict[str, tuple[str, ...]]:
@@ -200,9 +202,15 @@ class ReviewPanel(QWidget):
         self.belongs.setText(session.belongs)
         self.belongs.setVisible(not session.blinded)
         self._regions = [EVERYWHERE, *session.here.objects.regions]
-        names = ["everywhere", *(session.names.veiled(name) for name in self._regions[1:])]
+        colours = colours_of(region.classification or region.name for region in session.outlines)
+        colour_of = {region.name: colours[region.classification or region.name] for region in session.outlines}
         self.region.clear()
-        self.region.addItems(names)
+        self.region.addItem("everywhere")
+        for name in map(session.names.veiled, self._regions[1:]):
+            if name in colour_of:
+                self.region.addItem(swatch(colour_of[name]), name)
+            else:
+                self.region.addItem(name)
         self.region.setCurrentIndex(self._regions.index(session.queue.selection.region))
         self._quiet = False
 
@@ -276,12 +284,17 @@ class ReviewPanel(QWidget):
         change = " → ".join(filter(None, (class_name(edit.old), class_name(edit.new)))) if edit.action == CALL else ""
         if edit.action in (ACCEPT, ADD):
             change = class_name(edit.new)
-        elif edit.action == UNDO:
-            undone = next((other for other in reversed(session.journal.edits) if other.id == edit.undoes), None)
+        said = _SAID[edit.action]
+        if edit.action == UNDO:
+            by_id = {other.id: other for other in session.journal.edits}
+            undone, n_undos = by_id.get(edit.undoes), 1
+            while undone is not None and undone.action == UNDO:
+                undone, n_undos = by_id.get(undone.undoes), n_undos + 1
+            said = _SAID[UNDO] if n_undos % 2 else "redid:"  # an undo that is undone is what was done before
             change = _SAID[undone.action] if undone is not None else ""
         marked = "" if edit.blinded or edit.action == UNBLIND else "(not blind)"
         marker = edit.marker if change and edit.action != UNDO else ""
-        parts = (when, slide, _SAID[edit.action], marker, change, marked)
+        parts = (when, slide, said, marker, change, marked)
         return "  ".join(part for part in parts if part)
 
     def tell(self, text: str) -> None:
@@ -298,7 +311,6 @@ class StartPage(QWidget):
         self.who = QLineEdit(getpass.getuser())
         self.who.setToolTip("Every edit carries this name; each reviewer has a journal of their own.")
         self.blind = QCheckBox("Hide animals, groups and slide names")
-        self.blind.setChecked(True)
         self.begin = QPushButton()
         self.begin.clicked.connect(begin)
         self.message = QLabel()
@@ -309,9 +321,10 @@ class StartPage(QWidget):
             layout.addRow(widget)
         self.propose(None)
 
-    def propose(self, root: Path | None) -> None:
+    def propose(self, root: Path | None, *, blinded: bool = True) -> None:
         """Offer to review a run; to choose one for None."""
         self.root = root
+        self.blind.setChecked(blinded)
         self.begin.setText("Choose a run folder …" if root is None else f"Review '{root.name}'")
 
     def tell(self, text: str) -> None:

@@ -17,9 +17,10 @@ from qtpy.QtWidgets import (
 )
 
 from histoquant.errors import HistoquantError, InputError
-from napari_histoquant.review_layers import ReviewLayers, camera_of, rendered
+from napari_histoquant.review_layers import ReviewLayers, rendered
 from napari_histoquant.review_panel import ReviewPanel, StartPage, UnblindDialog
 from napari_histoquant.reviewing import PICK_UM, Session
+from napari_histoquant.view import camera_of
 
 if TYPE_CHECKING:
     import napari
@@ -169,7 +170,7 @@ class ReviewWidget(QWidget):
         if session is None or session.here is None:
             return
         names = [session.names.veiled(name) for name in session.here.pixels.channels]
-        self.layers.show(session.here, session.recipe.segment, names, session.channel)
+        self.layers.show(session.here, session.recipe.segment, names, session.channel, regions=session.outlines)
         self.viewer.title = f"{TITLE} · {session.shown}"
         self.layers.first_view()
         self.panel.show_slide(session)

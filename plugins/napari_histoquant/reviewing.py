@@ -16,6 +16,8 @@ from histoquant.journal import Journal
 from histoquant.model.edit import ACCEPT, ADD, CALL, DELETE, Edit
 from histoquant.model.panel import bound, called_markers, channel_of
 from histoquant.model.recipe import Recipe
+from histoquant.model.region import SLIDE
+from histoquant.model.region_set import Region
 from histoquant.model.slide import Slide
 from histoquant.registry import open_slide
 from histoquant.report.run import read_run
@@ -135,6 +137,23 @@ class Session:
         assert self.queue is not None
         pixels, marker = self.here.pixels, self.queue.selection.marker
         return 0 if pixels.brightfield else pixels.channel_index(channel_of(marker, self.recipe.panel[marker]))
+
+    @property
+    def outlines(self) -> list[Region]:
+        """Regions of the open slide, coordinates in um, under the names that are shown."""
+        assert self.here is not None
+        veiled = self.names.veiled
+        return [
+            replace(
+                region,
+                name=veiled(region.name),
+                parent=region.parent and veiled(region.parent),
+                classification=region.classification and veiled(region.classification),
+                notes=(),
+            )
+            for region in self.here.results.regions
+            if region.name != SLIDE and not region.geometry.is_empty
+        ]
 
     @property
     def belongs(self) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
+from histoquant.drawing import colours_of
 from histoquant.errors import InputError
 from histoquant.model.geometry import Geometry
 from histoquant.model.region_set import Region
@@ -36,12 +37,15 @@ FEATURES: Mapping[str, Any] = {
 """Columns of the features and what a new shape has: ``outline`` is its place in the drawing, -1 for a new one, and
 ``label`` the name where it is written."""
 
-TEXT: Mapping[str, Any] = {"string": "{label}", "color": "white", "size": 10, "anchor": "center"}
-"""How the names are written."""
+TEXT: Mapping[str, Any] = {"string": "{label}", "color": "white", "size": 10, "anchor": "upper_left"}
+"""How the names are written: at a corner, because the middle of a band lies in what it surrounds, and that of a region
+often in a part of it that has a name of its own."""
 
 ELLIPSE_CORNERS = 96
 
 FILL = 0.12
+
+SIMPLER_UM = 0.5
 
 
 class UnfinishedError(InputError):
@@ -91,6 +95,21 @@ def shapes_of(regions: Sequence[Region], colours: Mapping[str, Colour]) -> Shape
         "text": TEXT,
     }
     return Shapes(data, settings)
+
+
+def paths_of(regions: Sequence[Region]) -> dict[str, Any]:
+    """Return the settings of a layer that shows outlines, coordinates in um, as lines only.
+
+    Corners that make no difference of `SIMPLER_UM` are left out: lines are drawn anew at another zoom.
+    """
+    simpler = [replace(region, geometry=shapely.simplify(region.geometry, SIMPLER_UM)) for region in regions]
+    shapes = shapes_of(simpler, colours_of(region.classification or region.name for region in simpler))
+    closed = [
+        np.vstack([ring, ring[:1]]) if kind == "polygon" else ring
+        for ring, kind in zip(shapes.data, shapes.settings["shape_type"], strict=True)
+    ]
+    told = {key: shapes.settings[key] for key in ("features", "edge_color", "text")}
+    return {"data": closed, "shape_type": "path", "face_color": "transparent", **told}
 
 
 def features_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

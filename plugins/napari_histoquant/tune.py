@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Labels, Points
-from napari.qt.threading import thread_worker
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
-    QFileDialog,
     QGridLayout,
     QHBoxLayout,
     QLabel,
@@ -41,15 +39,16 @@ from napari_histoquant.form_view import FormView
 from napari_histoquant.histogram import Histogram
 from napari_histoquant.layers import UNITS, call_colours, cell_layer, kept
 from napari_histoquant.opening import calibrated, shown_slide
+from napari_histoquant.telling import TellingWidget, walk
 from napari_histoquant.view import visible_box
 
 CONTROL_PX = 4_000_000
 """Of a control section that is measured; the batch takes all of it."""
 
+TOML = "Recipe (*.toml)"
 
 NONE = Threshold(math.inf, "none")
 """Of a marker whose threshold is not known yet: nothing reaches it."""
-
 
 SOURCES = {
     "fixed": "threshold stated",
@@ -58,7 +57,7 @@ SOURCES = {
 }
 
 
-class TuneWidget(QWidget):
+class TuneWidget(TellingWidget):
     """Form, preview and threshold of a recipe for the slide that is shown."""
 
     def __init__(self, napari_viewer: Any) -> None:
@@ -153,9 +152,8 @@ class TuneWidget(QWidget):
         if self.recipe is None:
             self._say("Load a recipe first.", wrong=True)
             return
-        slide = kept(calibrated(open_slide(path)))
-        self._control_slides.append(slide)
-        self._start(_sampled(self.bench(slide), self.recipe), self._controlled)
+        self._control_slides.append(kept(calibrated(open_slide(path))))
+        self._start(_sampled(self.bench(self._control_slides[-1]), self.recipe), self._controlled)
 
     def cancel(self) -> None:
         """Stop after the tile that is being worked on."""
@@ -171,7 +169,7 @@ class TuneWidget(QWidget):
         if self.worker is not None:
             self._say("A preview is under way; cancel it first.", wrong=True)
             return
-        self.worker = _walk(steps)
+        self.worker = walk(steps)
         self.worker.yielded.connect(self._progressed)
         self.worker.returned.connect(lambda made: self._returned(made, done))
         self.worker.finished.connect(self._ended)
@@ -291,8 +289,7 @@ class TuneWidget(QWidget):
         )
         self._nuclei.contour = 1
         data, settings, _ = cell_layer(cells, markers, name="preview · cells")
-        settings["metadata"] = {"measured": trial.measured}
-        self._points = self.viewer.add_points(data, **settings)
+        self._points = self.viewer.add_points(data, **settings, metadata={"measured": trial.measured})
         self.viewer.layers.selection.active = active
 
     def _count(self, cells: Any, markers: Sequence[str]) -> None:
@@ -311,6 +308,8 @@ class TuneWidget(QWidget):
         marker = self._marker.currentText()
         if self.trial is None or marker not in self.trial.work.rules:
             self._histogram.show_values("", np.empty(0), None, None)
+            rule = self.recipe.panel[marker].positive if self.recipe and marker else None
+            self._show_value(None if rule is None else rule.threshold)
             return
         threshold = self.thresholds[marker]
         value = None if threshold is NONE else threshold.value
@@ -321,12 +320,11 @@ class TuneWidget(QWidget):
             np.concatenate(control) if control else None,
             value,
         )
-        if value is not None:
-            self._show_value(value)
+        self._show_value(value)
 
-    def _show_value(self, value: float) -> None:
+    def _show_value(self, value: object) -> None:
         self._value.blockSignals(True)
-        self._value.setValue(value)
+        self._value.setValue(value if isinstance(value, int | float) else self._value.minimum())
         self._value.blockSignals(False)
 
     # ------------------------------------------------------------------ the widget
@@ -338,11 +336,18 @@ class TuneWidget(QWidget):
         files.addWidget(QLabel("Recipe"), 0, 0)
         files.addWidget(self._recipe_name, 0, 1, 1, 3)
         for column, (text, action) in enumerate(
-            (("Load…", self._ask_load), ("Begin", self.begin), ("Save…", self._ask_save))
+            (
+                ("Load…", lambda: self._ask_open("Recipe", self.load, TOML)),
+                ("Begin", self.begin),
+                ("Save…", lambda: self._ask_save("Save the recipe", self.save, "recipe.toml", TOML)),
+            )
         ):
             files.addWidget(button(text, action), 1, column + 1)
         self._preview, self._cancel = button("Preview here", self.preview), button("Cancel", self.cancel)
-        self._measure = button("Measure control…", self._ask_control)
+        self._measure = button(
+            "Measure control…",
+            lambda: self._ask_open("A section without the reagent or primary antibody", self.measure_control),
+        )
         self._bar = QProgressBar()
         self._bar.setVisible(False)
         work = QHBoxLayout()
@@ -355,6 +360,7 @@ class TuneWidget(QWidget):
         self._marker.currentTextChanged.connect(lambda _: self._show_histogram())
         self._value.setRange(1e-4, 1e9)
         self._value.setDecimals(4)
+        self._value.setSpecialValueText("not known")
         self._value.setKeyboardTracking(False)
         self._value.setStepType(QDoubleSpinBox.StepType.AdaptiveDecimalStepType)
         self._value.valueChanged.connect(self.set_threshold)
@@ -368,11 +374,8 @@ class TuneWidget(QWidget):
         self._form = FormView()
         self._form.changed.connect(self._form_changed)
         self._form.refused.connect(lambda text: self._say(text, wrong=True))
-        self._message = QLabel()
-        self._message.setWordWrap(True)
-        self._message.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        upper, split = QWidget(), QSplitter(Qt.Orientation.Vertical)
-        inside = QVBoxLayout(upper)
+        split = QSplitter(Qt.Orientation.Vertical)
+        inside = QVBoxLayout(upper := QWidget())
         inside.setContentsMargins(0, 0, 0, 0)
         for part in (files, work, control, row):
             inside.addLayout(part)
@@ -390,44 +393,7 @@ class TuneWidget(QWidget):
         self._preview.setEnabled(not busy)
         self._measure.setEnabled(not busy)
 
-    def _say(self, text: str, *, wrong: bool = False) -> None:
-        self._message.setStyleSheet("color: #ff8a80" if wrong else "")
-        self._message.setText(text)
-
-    def _ask_load(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Recipe", "", "Recipe (*.toml)")
-        self._try(self.load, path)
-
-    def _ask_save(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Save the recipe", "recipe.toml", "Recipe (*.toml)")
-        self._try(self.save, path)
-
-    def _ask_control(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "A section without the reagent or primary antibody")
-        self._try(self.measure_control, path)
-
-    def _try(self, action: Any, path: str) -> None:
-        if path:
-            try:
-                action(Path(path))
-            except HistoquantError as error:
-                self._say(str(error), wrong=True)
-
-
-@thread_worker  # type: ignore[misc]
-def _walk(steps: Any) -> Any:
-    """Go through the steps of a trial in a thread, and return it or the sentence that says why there is none.
-
-    napari asks between two steps whether to go on. An error that is returned it would raise.
-    """
-    try:
-        trial = yield from steps
-    except HistoquantError as error:
-        return str(error)
-    return trial
-
 
 def _sampled(bench: Bench, recipe: Recipe) -> Any:
     yield Step(0, 0, "" if bench.surveyed(recipe) else "surveying the control, once")
-    trial = yield from bench.trial(recipe, bench.sample_box(recipe, CONTROL_PX))
-    return trial
+    return (yield from bench.trial(recipe, bench.sample_box(recipe, CONTROL_PX)))

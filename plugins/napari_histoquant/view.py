@@ -15,6 +15,13 @@ def camera_of(viewer: Any) -> Any:
     return viewer.scene.camera if hasattr(viewer, "scene") else viewer.camera
 
 
+def fit_lines(layer: Any, width: float) -> None:
+    """Draw the lines of shapes so wide, in their own pixels."""
+    if len(layer.data):
+        layer.edge_width = [width] * len(layer.data)
+        layer.refresh()  # without it napari draws the new width with the next change only
+
+
 def visible_box(viewer: Any, slide: Slide) -> Box:
     """Return the part of a slide that the canvas shows, in full-resolution pixels."""
     height, width = slide.shape

@@ -21,7 +21,8 @@ def run_in(base):
     folder = base / "reviewed"
     for seed, name in enumerate(("Tapirlabel_7", "Narwhallabel_3")):
         write_slide(folder / "Ibexfolder" / f"{name}.ome.tif", make_scene((256, 320), 70, seed=seed).pixels)
-    write_geojson(folder / "outlines.geojson", SVZ=[(0, 0), (160, 0), (160, 256), (0, 256)])
+    outlines = {"SVZ": [(0, 0), (160, 0), (160, 256), (0, 256)], "Quagga core": [(180, 20), (260, 20), (260, 200)]}
+    write_geojson(folder / "outlines.geojson", **outlines)
     (folder / "study.csv").write_text(SHEET, encoding="utf-8")
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     outcome = run_study(load(folder / "study.csv", folder / "recipe.toml"), folder / "results", workers=1)

@@ -20,7 +20,7 @@ def draw(make_napari_viewer, slide_path, recipe_path, tmp_path, qtbot):
     widget.use_recipe(recipe_path)
     path = tmp_path / "new.geojson"
     widget.open_file(path)
-    qtbot.waitUntil(lambda: widget._tissue is not None, timeout=60_000)
+    qtbot.waitUntil(lambda: widget.derived.tissue is not None, timeout=60_000)
     return viewer, widget, path
 
 
@@ -53,8 +53,8 @@ def test_a_polygon_clicked_on_the_canvas_is_saved_where_it_was_clicked(draw, qtb
     assert region.name == "lesion"
     drawn = np.array(region.geometry.exterior.coords)[:-1, ::-1]
     assert np.abs(drawn - corners_um).max() < 1.5 / camera.zoom + 0.01  # a pixel of the screen
-    qtbot.waitUntil(lambda: widget.derived is not None and len(widget.derived.data) > 0, timeout=5000)
-    assert set(widget.derived.features["name"]) == {"band"}
+    qtbot.waitUntil(lambda: widget.derived.layer is not None and len(widget.derived.layer.data) > 0, timeout=5000)
+    assert set(widget.derived.layer.features["name"]) == {"band"}
 
 
 def test_undo_redo_and_another_session(draw, qtbot):
@@ -83,14 +83,60 @@ def test_undo_redo_and_another_session(draw, qtbot):
 def test_what_is_derived_follows_the_lesion(draw, qtbot):
     _, widget, _ = draw
     add(widget, "lesion", [(100, 100), (100, 200), (200, 150)])
-    qtbot.waitUntil(lambda: widget.derived is not None and len(widget.derived.data) > 0)
-    before = widget.derived.extent.data
+    qtbot.waitUntil(lambda: widget.derived.layer is not None and len(widget.derived.layer.data) > 0)
+    before = widget.derived.layer.extent.data
     moved = np.array(widget.layer.data[0])
     moved[2] += [100, 0]
     widget.layer.data = [moved]
-    qtbot.waitUntil(lambda: widget.derived.extent.data[1, 0] > before[1, 0] + 90)
+    qtbot.waitUntil(lambda: widget.derived.layer.extent.data[1, 0] > before[1, 0] + 90)
     texts = [widget._tree.topLevelItem(n).text(0) for n in range(widget._tree.topLevelItemCount())]
     assert texts == ["lesion", "band"]
+
+
+def test_the_shape_being_drawn_stays_selected_when_its_neighbours_are_listed_anew(draw, qtbot):
+    """Else napari stops to follow the mouse, and the last corner is lost."""
+    _, widget, path = draw
+    add(widget, "lesion", [(10, 10), (10, 300), (300, 150)])
+    qtbot.waitUntil(lambda: path.exists() and saved(path) == ["lesion"])
+    widget._lies_in.setCurrentText("lesion")
+    widget.layer.selected_data = {0}
+    widget._show_derived()
+    assert widget.layer.selected_data == {0}
+    assert widget._lies_in.currentText() == "lesion"
+
+
+def test_lines_are_as_wide_on_the_screen_at_every_zoom(draw, qtbot):
+    """Seen on the canvas: napari knows the new width long before it draws it."""
+    viewer, widget, _ = draw
+    add(widget, "lesion", [(100, 0), (100, 400), (380, 400), (380, 0)])
+    qtbot.waitUntil(lambda: widget.derived.layer is not None)
+    widget.derived.layer.visible = False
+    edge = np.array([213, 94, 0])
+    viewer.layers.selection.active = viewer.layers[0]
+    for zoom in (2.0, 12.0):
+        viewer.scene.camera.center = (0, 50, 100)
+        viewer.scene.camera.zoom = zoom
+        qtbot.wait(400)
+        middle = viewer.screenshot(canvas_only=True, flash=False)[:, :, :3].astype(int)
+        column = middle[:, middle.shape[1] // 2]
+        near = np.abs(column - edge).max(axis=1) < 60
+        assert 1 <= near[len(near) // 2 - 20 : len(near) // 2 + 20].sum() <= 4
+
+
+def test_what_is_derived_lies_below_in_a_colour_of_its_own(draw, qtbot):
+    viewer, widget, _ = draw
+    add(widget, "own name", [(250, 250), (250, 300), (300, 275)])
+    add(widget, "lesion", [(100, 100), (100, 200), (200, 150)])
+    qtbot.waitUntil(lambda: widget.derived.layer is not None and len(widget.derived.layer.data) > 0)
+    assert viewer.layers.index(widget.derived.layer) == viewer.layers.index(widget.layer) - 1
+    assert viewer.layers.selection.active is not widget.derived.layer
+    qtbot.waitUntil(lambda: widget._tree.topLevelItemCount() == 3)
+    drawn, derived = widget.layer.edge_color[0], widget.derived.layer.edge_color[0]
+    assert not np.allclose(drawn, derived)
+    listed = widget._tree.topLevelItem(2)
+    colour = listed.icon(0).pixmap(12, 12).toImage().pixelColor(6, 6)
+    assert (listed.text(0), listed.text(2)) == ("band", "derived")
+    assert np.allclose(derived[:3], [colour.redF(), colour.greenF(), colour.blueF()], atol=0.01)
 
 
 def test_names_parents_and_masks_of_what_is_selected(draw, qtbot):

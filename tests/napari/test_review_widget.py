@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from napari_histoquant import launch
 from napari_histoquant.launch import dock_review, open_review
-from napari_histoquant.review_layers import CURRENT, GONE_COLOUR, OBJECTS
+from napari_histoquant.review_layers import CURRENT, GONE_COLOUR, LINE_PX, OBJECTS, REGIONS, STEADY
 from napari_histoquant.review_panel import UnblindDialog
+from napari_histoquant.review_widget import ReviewWidget
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QAction
 from qtpy.QtTest import QTest
@@ -72,8 +74,13 @@ def test_every_key_does_what_its_button_says(review):
     assert not found.gone[third]
     assert found.classes["tunel"][second] == calls[second]
     assert queue.current == second
+    assert "undid:  called" in widget.panel.recent.text().splitlines()[0]
     press(widget, Qt.Key.Key_R, (Qt.Key.Key_Y, Qt.KeyboardModifier.ControlModifier))
     assert found.gone[third]
+    assert [line.split("  ", 2)[2] for line in widget.panel.recent.text().splitlines()[:2]] == [
+        "redid:  deleted",
+        "redid:  called",
+    ]
     press(widget, Qt.Key.Key_Left, Qt.Key.Key_Left, Qt.Key.Key_Right)
     assert queue.at == 1
     press(widget, Qt.Key.Key_Space)
@@ -125,6 +132,27 @@ def test_the_canvas_shows_each_cell_where_and_what_it_is(review):
     assert np.allclose(
         image.extent.world[1] - image.extent.world[0] + px, np.multiply(image.data[0].shape, px), atol=2 * px
     )
+
+
+def test_regions_are_outlines_that_cannot_be_moved_and_tell_no_name(review):
+    widget = review()
+    viewer = widget.viewer
+    shown = viewer.layers[REGIONS]
+    assert not shown.editable
+    assert list(shown.features["name"]) == ["SVZ", "(hidden) core"]
+    assert set(shown.shape_type) == {"path"}
+    px = widget.session.here.pixels.pixel_size_um
+    assert np.allclose(shown.data[0].max(axis=0), np.array([256, 160]) * px)  # um from the corner, as the cells
+    assert viewer.layers.index(shown) < viewer.layers.index(viewer.layers[OBJECTS])
+    for factor in (1.0, 3.0, 0.2):
+        viewer.scene.camera.zoom *= factor
+        on_screen = shown.edge_width[0] * viewer.scene.camera.zoom
+        assert LINE_PX / STEADY <= on_screen <= LINE_PX * STEADY
+    icon = widget.panel.region.itemIcon(widget.panel.region.findText("SVZ"))
+    colour = icon.pixmap(12, 12).toImage().pixelColor(6, 6)
+    assert np.allclose(shown.edge_color[0][:3], [colour.redF(), colour.greenF(), colour.blueF()], atol=0.01)
+    widget.close_review()
+    assert len(viewer.layers) == 0
 
 
 def test_choices_change_what_comes_up(review):
@@ -249,6 +277,23 @@ def test_the_start_page_asks_who_and_forgets_the_folder(make_napari_viewer, root
     widget.start.begin.click()
     assert (widget.session.journal.who, widget.session.blinded) == ("Ben", True)
     assert (widget.start.root, widget.start.message.text()) == (None, "")
+    widget.close_review()
+
+
+def test_the_command_says_what_the_start_page_proposes(make_napari_viewer, root, monkeypatch):
+    """`histoquant review DIR --not-blind` without a name: the page asks for it, and the tick is not set."""
+    import napari
+
+    made = []
+    monkeypatch.setattr(napari, "Viewer", lambda title: made.append(make_napari_viewer(title=title)) or made[-1])
+    monkeypatch.setattr(napari, "run", lambda: None)
+    launch.review(root, blinded=False)
+    (widget,) = (each for each in QApplication.allWidgets() if isinstance(each, ReviewWidget))
+    assert (widget.start.root, widget.start.blind.isChecked(), widget.session) == (root, False, None)
+    made[0].window.remove_dock_widget("all")
+    launch.review(root, "Anna", blinded=False)
+    widget = next(each for each in QApplication.allWidgets() if isinstance(each, ReviewWidget) and each.session)
+    assert (widget.session.journal.who, widget.session.blinded) == ("Anna", False)
     widget.close_review()
 
 

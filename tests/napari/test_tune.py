@@ -132,6 +132,14 @@ def test_what_is_saved_is_the_recipe_that_ran(tuned, tmp_path, qtbot):
     assert (saved.panel["tunel"].positive.k, saved.measure.ring_um, saved.segment.diameter_um) == (4.5, 2.5, 9.0)
 
 
+def test_the_threshold_of_a_recipe_is_shown_before_any_preview(tuned):
+    _, widget = tuned
+    assert widget._value.value() == 150.0
+    widget._form._set(("panel", "tunel", "positive", "threshold"), "auto")
+    assert widget._value.text() == "not known"
+    assert widget.recipe.panel["tunel"].positive.threshold == "auto"
+
+
 def test_the_form_shows_the_words_of_the_fields_and_refuses_in_words(tuned, qtbot):
     _, widget = tuned
     field = widget._form.fields["measure", "background_inner_um"]
