@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from histoquant.job import release
 from histoquant.journal import read_journals
 from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, STAIN_SCORES, empty, shaped
 from histoquant.report.html import render_report
+from histoquant.report.page import Report
+from histoquant.report.paper import FIGURE_NAMES, FIGURES
 from histoquant.runstate import Failure, Progress, RunState
 from histoquant.schedule import Schedule, check_slides, workers_that_fit
 from histoquant.steps import SlideReport
@@ -32,7 +35,7 @@ from histoquant.survey import notices
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Failure", "Outcome", "Progress", "check_study", "run_study", "write_report"]
+__all__ = ["Failure", "Outcome", "Progress", "check_study", "run_study", "write_pages", "write_report"]
 
 REFERENCE_NAMES = ("vehicle", "sham", "saline", "placebo", "control")
 """A group of one of these names is what the others are compared with, unless the recipe names another."""
@@ -145,7 +148,12 @@ def _analysed(
 
 
 def write_report(root: Path) -> Path:
-    """Write ``report.html`` of a finished run, and return where it is; corrections made by hand are replayed first.
+    """Write ``report.html`` and ``figures/`` of a finished run; corrections made by hand are replayed first.
+
+    Returns
+    -------
+    Path
+        Of the page.
 
     Raises
     ------
@@ -155,8 +163,21 @@ def write_report(root: Path) -> Path:
         If journals of corrections are damaged.
     """
     write_corrected(root)
+    return write_pages(root, render_report(root))
+
+
+def write_pages(root: Path, report: Report) -> Path:
+    """Write a report and its figures, and return where the page is.
+
+    Figures of an earlier report that are no longer among them go; other files in the folder stay.
+    """
+    for name, content in report.figures.items():
+        store.write_bytes(root / name, content)
+    for old in (root / FIGURES).glob("*"):
+        if f"{FIGURES}/{old.name}" not in report.figures and re.fullmatch(FIGURE_NAMES, old.name):
+            old.unlink()
     path = root / "report.html"
-    store.write_bytes(path, render_report(root).encode("utf-8"), make_folder=False)
+    store.write_bytes(path, report.page.encode("utf-8"), make_folder=False)
     return path
 
 

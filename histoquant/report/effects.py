@@ -23,6 +23,7 @@ from histoquant.report.markup import (
     plural,
     table,
 )
+from histoquant.report.paper import Album
 from histoquant.report.run import Run
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def endpoint_label(endpoint: str) -> str:
     return endpoint
 
 
-def effects(run: Run) -> str:
+def effects(run: Run, album: Album) -> str:
     """Return every comparison by family, the next study's size, totals and correlations."""
     told = run.inferred.tables
     if told["statistics"].empty:
@@ -81,7 +82,7 @@ def effects(run: Run) -> str:
             paragraph("No primary endpoint was declared in the recipe: what follows is exploratory unless it says so.")
         )
     for index, (family, mine) in enumerate(rows.groupby("family", sort=False)):
-        parts.append(_of_family(run, str(family), mine, f"effects-{index}", level))
+        parts.append(_of_family(run, album, str(family), mine, f"effects-{index}", level))
     parts += [_next_study(told["next_study"]), _totals(told["stereology"]), _correlations(told["correlations"], level)]
     return "".join(parts)
 
@@ -90,7 +91,7 @@ def _alpha(run: Run) -> float:
     return float(run.inferred.settings.get("statistics", {}).get("alpha", run.recipe.statistics.alpha))
 
 
-def _of_family(run: Run, family: str, rows: pd.DataFrame, chart_id: str, level: str) -> str:
+def _of_family(run: Run, album: Album, family: str, rows: pd.DataFrame, chart_id: str, level: str) -> str:
     several = plural(rows[["endpoint", "region"]].drop_duplicates().shape[0], "endpoint")
     parts = [f"<h3>{html(family.capitalize())} ({several})</h3>\n"]
     drawn = rows[rows["percent_change"].notna() & (rows["comparison"] != "")]
@@ -101,10 +102,10 @@ def _of_family(run: Run, family: str, rows: pd.DataFrame, chart_id: str, level: 
         )
         label = f"{family} endpoints: change in percent with its {level} % interval, for every comparison"
         groups = list(dict.fromkeys(run.groups["group"]))
-        svg = forest_chart(labelled, groups, chart_id=chart_id, label=label)
+        chart = forest_chart(labelled, groups, chart_id=chart_id, label=label)
         reference = run.inferred.settings.get("reference_group", run.reference_group)
         note = f"Change against {reference} with its {level} % interval, on a scale of ratios."
-        parts.append(f'<figure>{svg}<figcaption class="note">{html(note)}</figcaption></figure>\n')
+        parts.append(album.figure(chart, f"effects_{family}", note))
     # What is the same in every row stands once, above; the row is wide enough without it.
     adjustments = [text for text in dict.fromkeys(rows["adjustment"]) if text]
     once = len(adjustments) == 1

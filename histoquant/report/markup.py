@@ -172,6 +172,12 @@ def paragraph(text: object) -> Html:
     return Html(f"<p>{html(text)}</p>\n")
 
 
+def facts(items: dict[str, object]) -> Html:
+    """Return a list of names with their values; those without a value are left out."""
+    entries = "".join(f"<dt>{html(name)}</dt><dd>{html(value)}</dd>" for name, value in items.items() if html(value))
+    return Html(f'<dl class="facts">{entries}</dl>\n')
+
+
 def folded(summary: str, content: str) -> Html:
     """Return content that opens on a click; it needs no script."""
     return Html(f"<details><summary>{html(summary)}</summary>\n{content}</details>\n")
