@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 from histoquant.model.panel import called_markers
 from histoquant.model.tables import records
-from histoquant.report.markup import exact, facts, listed, paragraph, table
+from histoquant.report.markup import exact, facts, folded, listed, paragraph, plural, table
 from histoquant.report.methods import channel_name, span
 from histoquant.report.run import REST, Run
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+MAX_OPEN_ROWS = 20
+"""Longer lists of controls are folded: they would hide what follows."""
 
 
 def asked(run: Run) -> str:
@@ -83,7 +87,8 @@ def _controls(run: Run) -> str:
         for row in records(whole)
     ]
     headings = ["Slide", "Control", "Marker", "Nuclei", "Positive", "Positive, %"]
-    return table("Control sections, counted as whole slides; they enter no animal and no group", headings, rows)
+    told = table("Control sections, counted as whole slides; they enter no animal and no group", headings, rows)
+    return told if len(rows) <= MAX_OPEN_ROWS else folded(f"Control sections ({plural(len(rows), 'row')})", told)
 
 
 def _segmenter(run: Run) -> str:

@@ -126,7 +126,7 @@ def _methods(run: Run) -> str:
 
 def _provenance(run: Run) -> str:
     state, machine = run.state, run.state.get("machine", {})
-    told: dict[str, object] = {
+    made: dict[str, object] = {
         "Fingerprint": state.get("fingerprint", ""),
         "Result version": str(state.get("result_version", "")),
         "Command": " ".join(state.get("command", [])),
@@ -141,4 +141,4 @@ def _provenance(run: Run) -> str:
             rows.append((slide, f"{told['slide'].get('regions', '')} (regions)", "", "", told["regions_sha256"]))
     hashes = table("Files that were read", ["Slide", "File", "Pixel size, µm", "Reader", "SHA-256"], rows)
     recipe = f"<pre>{escape(json.dumps(state['recipe'], indent=2, ensure_ascii=False))}</pre>\n"
-    return folded("Versions and machine", facts(told)) + folded("Files and hashes", hashes) + folded("Recipe", recipe)
+    return folded("Versions and machine", facts(made)) + folded("Files and hashes", hashes) + folded("Recipe", recipe)

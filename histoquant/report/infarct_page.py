@@ -51,7 +51,8 @@ def render_infarct(root: Path) -> Report:
     slices = read_table(root / "tables" / "infarct_slices.csv", INFARCT_SLICES)
     failures = read_table(root / "failures.csv", FAILURES)
     title = state["recipe"].get("name") or "Infarct volumes"
-    album, parts = Album(), []
+    album = Album()
+    parts: list[str] = []
     if len(failures):
         rows = [f"{row.slide}: {row.error} {row.remedy}" for row in records(failures)]
         parts.append(box("bad", "Failed", bullets(rows)))

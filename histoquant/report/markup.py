@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 THIN = "\u202f"
 """Narrow no-break space between thousands and before units."""
 
+MANY_COLUMNS = 14
+"""A table with more is printed across the sheet."""
+
 HEADINGS = {
     "slide_id": "Slide",
     "n_sections": "Sections",
@@ -145,8 +148,9 @@ def table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[object]
         body.append(f"<tr>{''.join(parts)}</tr>\n")
     if not cells:
         body.append(f'<tr><td colspan="{len(columns)}">no rows</td></tr>\n')
+    kind = "wide many" if len(columns) > MANY_COLUMNS else "wide"
     return Html(
-        f'<div class="wide"><table><caption>{html(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="{kind}"><table><caption>{html(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{''.join(body)}</tbody></table></div>\n"
     )
 
