@@ -24,6 +24,7 @@ from histoquant.job import release
 from histoquant.journal import read_journals
 from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, STAIN_SCORES, empty, shaped
 from histoquant.report.html import render_report
+from histoquant.report.infarct_page import render_infarct
 from histoquant.report.page import Report
 from histoquant.report.paper import FIGURE_NAMES, FIGURES
 from histoquant.runstate import Failure, Progress, RunState
@@ -162,6 +163,8 @@ def write_report(root: Path) -> Path:
     FormatError, Faults
         If journals of corrections are damaged.
     """
+    if RunFolder(root).state().get("recipe", {}).get("infarct") is not None:
+        return write_pages(root, render_infarct(root))
     write_corrected(root)
     return write_pages(root, render_report(root))
 

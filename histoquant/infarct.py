@@ -18,6 +18,7 @@ from histoquant.analysis.slice_outlines import NEGATIVE, Outlined, outlined
 from histoquant.analysis.ttc import Side
 from histoquant.batch import Outcome, reference_of, write_pages
 from histoquant.errors import HistoquantError, InputError, RecipeError, StudyError
+from histoquant.inference import write_statistics
 from histoquant.inputs import Checked
 from histoquant.job import Job, open_slide, release, source_hashes
 from histoquant.model.infarct import InfarctSettings
@@ -109,6 +110,7 @@ def run_infarct(
             raise
         state.write("failed" if state.failures else "done")
         if tables:
+            state.notes += write_statistics(out).notes
             write_pages(out, render_infarct(out))
         progress(Progress(len(checked.taken), len(checked.taken), "done"))
     return Outcome(out, len(checked.taken), tuple(state.failures), tuple(state.notes))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histoquant import __version__, store
-from histoquant.analysis.endpoints import animal_values, animals_at_factors, of_endpoint, section_values
+from histoquant.analysis.endpoints import animal_values, animals_at_factors, infarct_values, of_endpoint, section_values
 from histoquant.analysis.outcomes import correlate, parse_outcomes
 from histoquant.analysis.statistics import analyse
 from histoquant.analysis.stereology import total_counts
@@ -67,20 +67,28 @@ def write_statistics(root: Path, *, recipe: Recipe | None = None, outcomes: Path
 
 def _inferred(run: Run, recipe: Recipe | None, outcomes: Path | None) -> tuple[Inference, dict[str, Any]]:
     asked = run.recipe if recipe is None else recipe
-    settings, sampling = asked.statistics, asked.count.stereology
+    if (asked.infarct is None) != (run.recipe.infarct is None):
+        kind = "cells" if run.recipe.infarct is None else "infarcts"
+        raise InputError(f"The run in '{run.root}' is of {kind}; the recipe is not.", "Give a recipe of that kind.")
+    settings, sampling = asked.compared, asked.count.stereology
     reference = _reference(run, recipe)
-    totals = None if sampling is None else total_counts(run.counted, sampling)
-    fractions = bool(called_markers(run.recipe.panel))
-    values = animal_values(run.animals, totals, fractions=fractions)
-    at_factors = animals_at_factors(run.sensitivity, run.counted)
-    analysis = analyse(
-        values,
-        settings,
-        reference,
-        sections=section_values(run.counted) if settings.test == "mixed" else None,
-        blocks=blocks_of(run.counted, settings.block) if settings.block else None,
-        curve={factor: animal_values(animals, fractions=fractions) for factor, animals in at_factors.items()},
-    )
+    if run.recipe.infarct is not None:
+        totals, values = None, infarct_values(run.infarct)
+        blocks = blocks_of(rows_of(run), settings.block) if settings.block else None
+        analysis = analyse(values, settings, reference, blocks=blocks)
+    else:
+        totals = None if sampling is None else total_counts(run.counted, sampling)
+        fractions = bool(called_markers(run.recipe.panel))
+        values = animal_values(run.animals, totals, fractions=fractions)
+        at_factors = animals_at_factors(run.sensitivity, run.counted)
+        analysis = analyse(
+            values,
+            settings,
+            reference,
+            sections=section_values(run.counted) if settings.test == "mixed" else None,
+            blocks=blocks_of(run.counted, settings.block) if settings.block else None,
+            curve={factor: animal_values(animals, fractions=fractions) for factor, animals in at_factors.items()},
+        )
     tables = {
         "statistics": analysis.statistics,
         "estimates": analysis.estimates,
@@ -117,10 +125,20 @@ def _reference(run: Run, recipe: Recipe | None) -> str:
         If the given recipe names a group that the study has not.
     """
     name = recipe.count.reference_group if recipe is not None else None
-    groups = list(dict.fromkeys(run.animals["group"]))
+    groups = list(run.group_sizes)
     if name is not None and name not in groups:
         raise InputError(f"The recipe's reference group '{name}' is not in the study.", f"It has: {', '.join(groups)}.")
     return name or run.reference_group
+
+
+def rows_of(run: Run) -> pd.DataFrame:
+    """Return the rows of the sample sheet that a run took, with the columns that it carried through."""
+    import pandas as pd
+
+    rows = [
+        row | row.get("extra", {}) for row in run.state.get("rows", []) if not row["control"] and not row["exclude"]
+    ]
+    return pd.DataFrame(rows)
 
 
 def blocks_of(sections: pd.DataFrame, column: str) -> Mapping[str, str]:

@@ -106,7 +106,7 @@ def analyse(
             row["flags"] = "; ".join(dict.fromkeys(filter(None, [row["flags"], dependent])))
             rows.append(about | row)
         next_study += _next_study(endpoint, reference, _array(base), max(len(others), 1), settings)
-    _adjust(rows)
+    adjust(rows)
     frame = pd.DataFrame(rows)
     return Analysis(
         shaped(frame[list(STATISTICS)], STATISTICS) if rows else empty(STATISTICS),
@@ -237,11 +237,16 @@ def _family(endpoint: Endpoint, settings: Statistics) -> str:
     return "key secondary" if endpoint in settings.secondary else "exploratory"
 
 
-def _adjust(rows: list[dict[str, Any]]) -> None:
+def adjust(rows: list[dict[str, Any]]) -> None:
     """Add adjusted p to rows, family by family: doses times endpoints.
 
     Families are adjusted from the p of each comparison alone, and never to below that of the test itself: Dunnett's is
     adjusted for the groups of one endpoint already, and adjusting it again would count them twice.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Comparisons with ``endpoint, region, family, test, p, p_alone``, and ``assay`` where there are several.
     """
     for family, method, named in (
         ("primary", holm, "Holm"),
@@ -253,7 +258,8 @@ def _adjust(rows: list[dict[str, Any]]) -> None:
             if row["family"] == family:
                 row |= {"p_adjusted": math.nan, "adjustment": ""}
         several = f"{len(tested)} {family} comparisons"
-        by_dunnett = family == "primary" and all(row["test"] == "Dunnett" for row in tested)
+        endpoints = {(row.get("assay"), row["endpoint"], row["region"]) for row in tested}
+        by_dunnett = family == "primary" and len(endpoints) == 1 and all(row["test"] == "Dunnett" for row in tested)
         adjusted = method([row["p_alone"] for row in tested])
         for row, p in zip(tested, adjusted, strict=True):
             if len(tested) == 1:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from histoquant.model.tables import FAILURES, INFARCT, INFARCT_GROUPS, INFARCT_SLICES, records
 from histoquant.report.charts import dots_chart
+from histoquant.report.effects import arrive, effects, left_out
 from histoquant.report.gallery import THUMBNAIL_PX, picture_of
 from histoquant.report.markup import Html, box, bullets, folded, frame_table, html, paragraph
+from histoquant.report.methods import statistics_text
 from histoquant.report.page import Report, contents, section, whole_page
 from histoquant.report.paper import Album
-from histoquant.report.run import read_table
+from histoquant.report.run import Run, read_run, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,14 +61,19 @@ def render_infarct(root: Path) -> Report:
     if flagged := [f"{row.animal}: {row.flags}" for row in records(animals) if row.flags]:
         parts.append(box("warn", "To look at", bullets(flagged)))
     primary = f"{settings['primary']}_mm3"
+    run = read_run(root)
     content = {
         "Volumes": _results(animals, groups, primary, album),
+        "Effects": effects(run, album),
         "Slices": _gallery(root, state, slices),
+        "Left out": left_out(run),
         "Tables": _tables(animals, groups, slices),
-        "Methods": _methods(settings, state),
+        "Methods": infarct_methods(run),
+        "ARRIVE 2.0": arrive(run),
     }
-    parts += [section(name.lower(), name, text) for name, text in content.items()]
-    head = f"<h1>{escape(title)}</h1>\n{contents({name.lower(): name for name in content})}"
+    keys = {name.lower().split(" ")[0]: name for name in content}
+    parts += [section(key, name, content[name]) for key, name in keys.items()]
+    head = f"<h1>{escape(title)}</h1>\n{contents(keys)}"
     return Report(whole_page(title, head + "".join(parts)), album.files)
 
 
@@ -106,7 +113,9 @@ def _tables(animals: pd.DataFrame, groups: pd.DataFrame, slices: pd.DataFrame) -
     )
 
 
-def _methods(settings: dict[str, Any], state: dict[str, Any]) -> str:
+def infarct_methods(run: Run) -> Html:
+    """Return how infarcts were measured and compared."""
+    settings = run.state["recipe"]["infarct"]
     told = (
         "Slices were found by colour, parted where they touch, and divided at a midline through the notches of the "
         "longitudinal fissure. Tissue was called pale when less than "
@@ -116,5 +125,5 @@ def _methods(settings: dict[str, Any], state: dict[str, Any]) -> str:
         else "Slices, hemispheres and lesions were drawn by a person. "
     )
     distance = f"One slice stands for {settings['slice_thickness_um'] / 1000:g} mm. "
-    by = f"histoquant {state['histoquant']}. "
-    return paragraph(told + distance + FORMULAS.format(primary=settings["primary"]) + " " + by)
+    by = f"Measured with histoquant {run.state['histoquant']}. "
+    return paragraph(f"{told}{distance}{FORMULAS.format(primary=settings['primary'])} {by}{statistics_text(run)}")

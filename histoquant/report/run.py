@@ -23,6 +23,8 @@ from histoquant.model.tables import (
     EXCLUSIONS,
     FAILURES,
     GROUPS,
+    INFARCT,
+    INFARCT_GROUPS,
     NEXT_STUDY,
     REGIONS,
     SENSITIVITY,
@@ -49,6 +51,7 @@ REST = (OUTSIDE, MASKED)
 RERUN = "Run the same command again; it goes on where it stopped."
 
 _STATE_KEYS = ("state", "recipe", "slides")
+_INFARCT_PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "notes", "warnings")
 _PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "segmenter", "thresholds", "notes", "warnings")
 
 
@@ -100,7 +103,7 @@ class Run:
     state : dict
         The content of ``run.json``.
     failures, regions, animals, groups, sensitivity : DataFrame
-        As `histoquant.model.tables` lists them.
+        As `histoquant.model.tables` lists them; without rows in a run of infarcts, all but the failures.
     provenance : slide_id -> dict
         Of the slides that were analysed, in the order of the sample sheet.
     reviewed : Reviewed or None
@@ -150,10 +153,23 @@ class Run:
         """Counted markers and double labels, in the order of the tables."""
         return list(dict.fromkeys(self.regions["marker"]))
 
+    @cached_property
+    def infarct(self) -> pd.DataFrame:
+        """Volumes by animal of a run of infarcts."""
+        return read_table(self.root / "tables" / "infarct.csv", INFARCT)
+
+    @cached_property
+    def group_sizes(self) -> dict[str, int]:
+        """Number of animals by group, in the order of the tables."""
+        animals = self.infarct if self.recipe.infarct is not None else self.animals
+        return {str(k): int(n) for k, n in animals.groupby("group", sort=False)["animal"].nunique().items()}
+
     @property
     def reference_group(self) -> str:
         """The group that the others are compared with; empty when nothing was counted."""
-        return "" if self.groups.empty else str(self.groups["reference_group"].iloc[0])
+        of_infarcts = self.recipe.infarct is not None
+        groups = read_table(self.root / "tables" / "infarct_groups.csv", INFARCT_GROUPS) if of_infarcts else self.groups
+        return "" if groups.empty else str(groups["reference_group"].iloc[0])
 
 
 def read_run(root: Path) -> Run:
@@ -174,17 +190,21 @@ def read_run(root: Path) -> Run:
     missing = [slide for slide in slides if slide not in held]
     if missing:
         raise InputError(f"The run in '{root}' lacks the folder of slide {', '.join(missing)}.", RERUN)
+    recipe = build_recipe(state["recipe"], source="run.json")
+    of_cells = recipe.infarct is None
+    tables = {"regions": REGIONS, "animals": ANIMALS, "groups": GROUPS, "sensitivity": SENSITIVITY}
+    keys = _PROVENANCE_KEYS if of_cells else _INFARCT_PROVENANCE_KEYS
     return Run(
         root,
         state,
-        build_recipe(state["recipe"], source="run.json"),
+        recipe,
         read_table(root / "failures.csv", FAILURES),
-        read_table(root / "tables" / "regions.csv", REGIONS),
-        read_table(root / "tables" / "animals.csv", ANIMALS),
-        read_table(root / "tables" / "groups.csv", GROUPS),
-        read_table(root / "tables" / "sensitivity.csv", SENSITIVITY),
-        {slide: _json(held[slide] / "provenance.json", _PROVENANCE_KEYS) for slide in slides},
-        _reviewed(root),
+        *(
+            read_table(root / "tables" / f"{name}.csv", schema) if of_cells else empty(schema)
+            for name, schema in tables.items()
+        ),
+        {slide: _json(held[slide] / "provenance.json", keys) for slide in slides},
+        _reviewed(root) if of_cells else None,
     )
 
 
