@@ -53,9 +53,8 @@ def stats(
     from histoquant.inference import as_json, lines, write_statistics
     from histoquant.inputs import read_recipe
 
-    found = write_statistics(
-        folder, recipe=None if recipe is None else read_recipe(recipe, cells=False), outcomes=covariates
-    )
+    rules = None if recipe is None else read_recipe(recipe, cells=False)
+    found = write_statistics(folder, recipe=rules, outcomes=covariates)
     report = write_report(folder)
     if json_:
         print(as_json(found))

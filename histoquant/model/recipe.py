@@ -197,8 +197,8 @@ class Recipe(BaseModel):
             for endpoint in self.statistics.declared:
                 if (endpoint.marker, endpoint.region) != (INFARCT, BRAIN) or endpoint.measure not in INFARCT_MEASURES:
                     raise ValueError(
-                        f"statistics: {endpoint.name} in {endpoint.region} is no endpoint of infarcts; they have marker "
-                        f"= '{INFARCT}', region = '{BRAIN}' and as measure {', '.join(INFARCT_MEASURES)}"
+                        f"statistics: {endpoint.name} in {endpoint.region} is no endpoint of infarcts, which have "
+                        f"marker = '{INFARCT}', region = '{BRAIN}' and as measure {', '.join(INFARCT_MEASURES)}"
                     )
             if self.statistics.test == "mixed":
                 raise ValueError("statistics.test: 'mixed' nests sections in animals; a brain has one volume")

@@ -51,8 +51,8 @@ NBSP = "\u00a0"
 NOT_PROVIDED = "not provided"
 
 INTRODUCTION = (
-    "Every group against {reference}, by animal. Change is that of the mean in percent of the mean of {reference}, with "
-    "its {level} % interval; g is the difference in pooled SDs. Tests come after the effects, and comparisons without "
+    "Every group against {reference}, by animal. Change is that of the mean in percent of the mean of {reference}, "
+    "with its {level} % interval; g is the difference in pooled SDs. Tests come after the effects, and comparisons without "
     "an effect are shown like those with one: an interval that holds 0 says which effects are still possible, not that "
     "there is none."
 )

@@ -194,17 +194,18 @@ def read_run(root: Path) -> Run:
     of_cells = recipe.infarct is None
     tables = {"regions": REGIONS, "animals": ANIMALS, "groups": GROUPS, "sensitivity": SENSITIVITY}
     keys = _PROVENANCE_KEYS if of_cells else _INFARCT_PROVENANCE_KEYS
+    held_tables = {
+        name: read_table(root / "tables" / f"{name}.csv", schema) if of_cells else empty(schema)
+        for name, schema in tables.items()
+    }
     return Run(
         root,
         state,
         recipe,
-        read_table(root / "failures.csv", FAILURES),
-        *(
-            read_table(root / "tables" / f"{name}.csv", schema) if of_cells else empty(schema)
-            for name, schema in tables.items()
-        ),
-        {slide: _json(held[slide] / "provenance.json", keys) for slide in slides},
-        _reviewed(root) if of_cells else None,
+        failures=read_table(root / "failures.csv", FAILURES),
+        **held_tables,
+        provenance={slide: _json(held[slide] / "provenance.json", keys) for slide in slides},
+        reviewed=_reviewed(root) if of_cells else None,
     )
 
 
