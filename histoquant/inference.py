@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from histoquant import __version__, store
 from histoquant.analysis.endpoints import animal_values, animals_at_factors, infarct_values, of_endpoint, section_values
 from histoquant.analysis.outcomes import correlate, parse_outcomes
-from histoquant.analysis.statistics import analyse
+from histoquant.analysis.statistics import FAMILIES, analyse
 from histoquant.analysis.stereology import total_counts
 from histoquant.errors import InputError
 from histoquant.inputs import MAX_SHEET_BYTES, read_text
@@ -176,16 +176,18 @@ def _all_exclusions(run: Run, of_animals: pd.DataFrame) -> pd.DataFrame:
 def lines(found: Inference) -> Iterator[str]:
     """Yield what a person reads on a terminal: each effect with its interval first, then its test."""
     family = ""
-    both = found.tables["statistics"].merge(
-        found.tables["estimates"][["endpoint", "region", "comparison", "family"]],
-        on=["endpoint", "region", "comparison"],
-    )
+    keys = [name for name in ("assay", "endpoint", "region", "comparison") if name in found.tables["statistics"]]
+    both = found.tables["statistics"].merge(found.tables["estimates"][[*keys, "family"]], on=keys)
+    both = both.iloc[
+        both["family"].map({name: i for i, name in enumerate(both["family"].unique())}).argsort(kind="stable")
+    ]
     for row in records(both):
         if row.family != family:
             family = row.family
             yield f"{family.capitalize()} endpoints"
         n = f"n {row.n_a} v {row.n_b}" if row.comparison else f"n {row.n_b}"
-        yield f"  {row.endpoint} in {row.region}: {row.comparison or 'no comparison'}, {n}"
+        of = f"{row.assay}: " if "assay" in keys else ""
+        yield f"  {of}{row.endpoint} in {row.region}: {row.comparison or 'no comparison'}, {n}"
         if row.comparison:
             change = _with_interval(row.percent_change, row.ci_low, row.ci_high, " %")
             yield f"    mean {_short(row.mean_a)} v {_short(row.mean_b)}; change {change}; g {_short(row.hedges_g)}"
@@ -201,6 +203,11 @@ def lines(found: Inference) -> Iterator[str]:
         about = f"{row.endpoint} in {row.region} with {row.outcome}, {row.scope}, {row.method}"
         yield f"  {about}: n {row.n}, r {r}{p}" + (f" ({row.flags})" if row.flags else "")
     yield from (f"note: {note}" for note in found.notes)
+
+
+def _in_order(families: pd.Series) -> pd.Series:
+    """Return sort keys that put families into the order they were adjusted in."""
+    return families.map({name: index for index, name in enumerate(FAMILIES)})
 
 
 def _short(value: float) -> str:

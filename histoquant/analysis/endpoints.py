@@ -55,10 +55,12 @@ def animal_values(animals: pd.DataFrame, totals: pd.DataFrame | None = None, *, 
             continue
         require_animals(table)
         for measure in measures:
-            told = table[measure].notna().any() and (fractions or measure != "fraction_positive")
+            # Of a marker without the measure nothing is lacking; of one with it, what is not defined is said.
+            has = table[measure].notna().groupby(table["marker"]).transform("any")
+            told = has.any() and (fractions or measure != "fraction_positive")
             if told and not (measure == "total_profiles" and table["total_cells"].notna().any()):
                 columns = ["marker", "region", "animal", "group", "n_sections", "flags"]
-                parts.append(table[columns].assign(measure=measure, value=table[measure].astype(float)))
+                parts.append(table.loc[has, columns].assign(measure=measure, value=table[measure].astype(float)))
     if not parts:
         return pd.DataFrame(columns=[*WITHIN, "animal", "group", "value", "n_sections", "flags"])
     values = pd.concat(parts, ignore_index=True)

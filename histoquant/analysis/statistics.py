@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+FAMILIES = {
+    "primary": (holm, "Holm"),
+    "key secondary": (holm, "Holm"),
+    "exploratory": (benjamini_hochberg, "Benjamini-Hochberg"),
+}
+"""How p is adjusted in each family, in the order in which they are reported."""
+
 REDUCTIONS_PERCENT = (25, 30, 50)
 POWER = 0.8
 """What the sizes of a next study are given for."""
@@ -248,11 +255,7 @@ def adjust(rows: list[dict[str, Any]]) -> None:
     rows : list of dict
         Comparisons with ``endpoint, region, family, test, p, p_alone``, and ``assay`` where there are several.
     """
-    for family, method, named in (
-        ("primary", holm, "Holm"),
-        ("key secondary", holm, "Holm"),
-        ("exploratory", benjamini_hochberg, "Benjamini-Hochberg"),
-    ):
+    for family, (method, named) in FAMILIES.items():
         tested = [row for row in rows if row["family"] == family and not math.isnan(row["p"])]
         for row in rows:
             if row["family"] == family:

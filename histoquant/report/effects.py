@@ -52,9 +52,9 @@ NOT_PROVIDED = "not provided"
 
 INTRODUCTION = (
     "Every group against {reference}, by animal. Change is that of the mean in percent of the mean of {reference}, "
-    "with its {level} % interval; g is the difference in pooled SDs. Tests come after the effects, and comparisons without "
-    "an effect are shown like those with one: an interval that holds 0 says which effects are still possible, not that "
-    "there is none."
+    "with its {level} % interval; g is the difference in pooled SDs. Tests come after the effects, and comparisons "
+    "without an effect are shown like those with one: an interval that holds 0 says which effects are still possible, "
+    "not that there is none."
 )
 
 HINT = "No comparison was made. The command 'histoquant stats' with this folder makes it."
@@ -118,7 +118,7 @@ def effects(run: Run, album: Album) -> str:
         )
     parts.append(families(rows, compared, album))
     totals, correlated = _totals(told["stereology"]), _correlations(told["correlations"], compared.level)
-    return "".join([*parts, _next_study(told["next_study"]), totals, correlated])
+    return "".join([*parts, next_study(told["next_study"]), totals, correlated])
 
 
 def families(rows: pd.DataFrame, compared: Compared, album: Album) -> str:
@@ -223,7 +223,8 @@ def _interval(value: str, low: float, high: float) -> str:
     return f"{value} [{number(low)}{NBSP}to{NBSP}{number(high)}]" if value and not math.isnan(low) else value
 
 
-def _next_study(rows: pd.DataFrame) -> str:
+def next_study(rows: pd.DataFrame) -> str:
+    """Return how many animals the next study needs; empty when nothing says."""
     if rows.empty:
         return ""
     cells = []

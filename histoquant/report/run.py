@@ -180,6 +180,8 @@ def read_run(root: Path) -> Run:
     InputError
         If it holds no finished run, or a file of it is missing or damaged.
     """
+    if (root / "study.json").is_file():
+        raise InputError(f"'{root}' holds several runs.", f"Name one of those in '{root / 'assays'}'.")
     if not (root / "run.json").is_file():
         raise InputError(f"'{root}' holds no run: there is no run.json.", "Name the folder given to run as --out.")
     state = _json(root / "run.json", _STATE_KEYS)
