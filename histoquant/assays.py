@@ -21,7 +21,17 @@ from histoquant.errors import InputError
 from histoquant.infarct import check_infarct, run_infarct
 from histoquant.inference import Inference, write_statistics
 from histoquant.inputs import Checked
-from histoquant.model.tables import ESTIMATES, EXCLUSIONS, FAILURES, NEXT_STUDY, STATISTICS, Schema, empty, shaped
+from histoquant.model.tables import (
+    ESTIMATES,
+    EXCLUSIONS,
+    FAILURES,
+    NEXT_STUDY,
+    P_ALONE,
+    STATISTICS,
+    Schema,
+    empty,
+    shaped,
+)
 from histoquant.report.run import read_run
 from histoquant.report.study_page import ASSAYS, STUDY, render_study
 from histoquant.runstate import Failure, Progress
@@ -31,7 +41,7 @@ if TYPE_CHECKING:
 
 JOINT: dict[str, Schema] = {
     "statistics": STATISTICS,
-    "estimates": ESTIMATES,
+    "estimates": ESTIMATES | P_ALONE,
     "next_study": NEXT_STUDY,
     "exclusions": EXCLUSIONS,
 }

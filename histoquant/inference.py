@@ -178,9 +178,7 @@ def lines(found: Inference) -> Iterator[str]:
     family = ""
     keys = [name for name in ("assay", "endpoint", "region", "comparison") if name in found.tables["statistics"]]
     both = found.tables["statistics"].merge(found.tables["estimates"][[*keys, "family"]], on=keys)
-    both = both.iloc[
-        both["family"].map({name: i for i, name in enumerate(both["family"].unique())}).argsort(kind="stable")
-    ]
+    both = both.sort_values("family", key=_in_order, kind="stable")
     for row in records(both):
         if row.family != family:
             family = row.family

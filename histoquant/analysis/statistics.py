@@ -22,7 +22,7 @@ from histoquant.analysis.endpoints import WITHIN, exclusions, of_endpoint
 from histoquant.analysis.mixed import fit_mixed
 from histoquant.errors import InputError
 from histoquant.model.design import Endpoint, Statistics
-from histoquant.model.tables import ESTIMATES, NEXT_STUDY, STATISTICS, empty, records, shaped
+from histoquant.model.tables import ESTIMATES, NEXT_STUDY, P_ALONE, STATISTICS, empty, records, shaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +117,7 @@ def analyse(
     frame = pd.DataFrame(rows)
     return Analysis(
         shaped(frame[list(STATISTICS)], STATISTICS) if rows else empty(STATISTICS),
-        shaped(frame[list(ESTIMATES)], ESTIMATES) if rows else empty(ESTIMATES),
+        shaped(frame[list(ESTIMATES | P_ALONE)], ESTIMATES | P_ALONE) if rows else empty(ESTIMATES | P_ALONE),
         shaped(pd.DataFrame(next_study), NEXT_STUDY) if next_study else empty(NEXT_STUDY),
         exclusions(values),
     )

@@ -134,6 +134,27 @@ def report(
     Printer(quiet, None)(f"Report:   {write_reports(folder) if is_joint(folder) else write_report(folder)}")
 
 
+@app.command(epilog="Example:  histoquant export results --to geojson --out for_qupath")
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    to: Annotated[str, typer.Option("--to", "-t", help="geojson, anndata, spatialdata, rembi or arrive.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; FOLDER/export.")] = None,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Write a run for QuPath, scverse or a repository: cells and regions, or what is known of the study."""
+    from histoquant.export import export_run
+    from histoquant.runstate import Progress
+
+    tell = Printer(quiet or json_, None)
+    with tell.progress("export") as show:
+        written = export_run(folder, to, out, progress=lambda done, of, slide: show(Progress(done, of, slide)))
+    if json_:
+        print(json.dumps({"files": [str(path) for path in written]}, indent=2))
+    for path in written:
+        tell(str(path))
+
+
 @app.command(epilog="Example:  histoquant ratio bax_run bcl2_run --endpoint h_score --out bax_bcl2.csv")
 def ratio(
     numerator: Annotated[Path, typer.Argument(help="Folder of a finished run of one marker, such as Bax.")],

@@ -314,11 +314,13 @@ ESTIMATES: Schema = {
     "hedges_g_ci_low": "float64",
     "hedges_g_ci_high": "float64",
     "smallest_p": "float64",
-    "p_alone": "float64",
 }
 """What belongs to the rows of `STATISTICS` beside it. ``simultaneous``: the intervals of all groups hold together.
-``smallest_p`` is what a test of ranks or permutations can reach at best with so few animals; ``p_alone`` is the p of
-the comparison by itself, from which families are adjusted."""
+``smallest_p`` is what a test of ranks or permutations can reach at best with so few animals."""
+
+P_ALONE: Schema = {"p_alone": "float64"}
+"""In `ESTIMATES` since there are studies of several assays: p of a comparison by itself, from which families are
+adjusted."""
 
 NEXT_STUDY: Schema = {
     "endpoint": "str",

@@ -156,7 +156,5 @@ def _infarct_effects(folder: Path) -> pd.DataFrame:
 
     means = pd.read_csv(folder / "truth" / "infarct.csv").groupby("group", sort=False)["indirect_mm3"].mean()
     change = 100 * (means / means.iloc[0] - 1)
-    told = change.iloc[1:].rename("percent_change").reset_index()
-    return told.assign(assay=folder.name, endpoint="infarct_indirect_mm3", region="brain")[
-        ["assay", "endpoint", "region", "group", "percent_change"]
-    ]
+    about = {"assay": folder.name, "endpoint": "infarct_indirect_mm3", "region": "brain"}
+    return pd.DataFrame(about | {"group": change.index[1:], "percent_change": change.to_numpy()[1:]})

@@ -297,6 +297,17 @@ def left_out(run: Run) -> str:
 
 def arrive(run: Run) -> str:
     """Return the ARRIVE 2.0 Essential 10, filled from the run and the recipe; what is not known is said to be so."""
+    cells = [
+        (item, what, text or Html(f'<span class="soft">{NOT_PROVIDED}</span>')) for item, what, text in arrive_rows(run)
+    ]
+    note = "Filled from this run; what only you know is written under [statistics.arrive] of the recipe."
+    return f'<p class="note">{html(note)}</p>\n' + table(
+        "ARRIVE 2.0, the Essential 10", ["Item", "Detail", "This study"], cells, n_heads=2
+    )
+
+
+def arrive_rows(run: Run) -> list[tuple[str, str, str]]:
+    """Return items, details and what is known of them; an item's name stands in its first row only."""
     settings = run.inferred.settings.get("statistics") or run.recipe.compared.model_dump(mode="json")
     said = Arrive.model_validate(settings.get("arrive", {}))
     sizes = [f"{group}: {n}" for group, n in run.group_sizes.items()]
@@ -306,7 +317,7 @@ def arrive(run: Run) -> str:
     reasons = [f"{row.level} {row.name}: {row.reason}" for row in records(gone)]
     none = "none" if run.inferred.settings else ""
     by_group = [f"{group}: {n}" for group, n in gone.loc[gone["group"] != "", "group"].value_counts(sort=False).items()]
-    rows: list[tuple[str, str, str]] = [
+    return [
         ("1 Study design", "Groups", "; ".join(sizes)),
         ("", "Experimental unit", "the animal"),
         ("2 Sample size", "Animals in each group", "; ".join(sizes)),
@@ -328,11 +339,6 @@ def arrive(run: Run) -> str:
         ("9 Experimental procedures", "What was done", said.procedures),
         ("10 Results", "Effects with intervals", "in the tables of effects above" if endpoints else ""),
     ]  # fmt: skip
-    cells = [(item, what, text or Html(f'<span class="soft">{NOT_PROVIDED}</span>')) for item, what, text in rows]
-    note = "Filled from this run; what only you know is written under [statistics.arrive] of the recipe."
-    return f'<p class="note">{html(note)}</p>\n' + table(
-        "ARRIVE 2.0, the Essential 10", ["Item", "Detail", "This study"], cells, n_heads=2
-    )
 
 
 def _name(endpoint: dict[str, str]) -> str:

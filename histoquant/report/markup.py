@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape, unescape
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
@@ -164,6 +165,11 @@ def frame_table(caption: str, frame: pd.DataFrame, columns: Sequence[str], *, n_
     headings = [HEADINGS.get(name, name.replace("_", " ").capitalize()) for name in columns]
     rows = frame[list(columns)].itertuples(index=False)
     return table(caption, headings, [tuple(row) for row in rows], n_heads=n_heads)
+
+
+def text_of(content: Html) -> str:
+    """Return the text of HTML without its tags."""
+    return unescape(re.sub(r"<[^>]*>", "", content)).strip()
 
 
 def bullets(items: Iterable[object]) -> Html:

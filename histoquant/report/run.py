@@ -26,6 +26,7 @@ from histoquant.model.tables import (
     INFARCT,
     INFARCT_GROUPS,
     NEXT_STUDY,
+    P_ALONE,
     REGIONS,
     SENSITIVITY,
     STAIN_SCORES_ANIMALS,
@@ -279,12 +280,15 @@ def read_table(path: Path, schema: Schema) -> pd.DataFrame:
     import pandas as pd
 
     text = read_text(path)
-    schema = schema | {name: kind for name, kind in CORRECTED.items() if name in text}
+    schema = schema | {name: kind for name, kind in (CORRECTED | P_ALONE).items() if name in text}
     try:
         for name in text.columns.intersection([name for name, kind in schema.items() if kind != "str"]):
-            text[name] = (
-                text[name] == "True" if schema[name] == "bool" else pd.to_numeric(text[name].where(text[name] != ""))
-            )
+            if schema[name] == "bool":
+                text[name] = text[name] == "True"
+            elif schema[name] == "float64":  # pandas 2 reads a last digit less when it is left to find the type
+                text[name] = text[name].where(text[name] != "", "nan").astype("float64")
+            else:
+                text[name] = pd.to_numeric(text[name].where(text[name] != ""))
         return shaped(text, schema)
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot use '{path}': {error}", RERUN) from error

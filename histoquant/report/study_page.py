@@ -114,9 +114,8 @@ def _label(endpoint: Endpoint) -> str:
 
 
 def _results(runs: Mapping[str, Run], album: Album) -> str:
-    parts: list[str] = [
-        paragraph("Every animal of the endpoints that were declared; all others stand in the assays' own pages.")
-    ]
+    intro = "Every animal of the endpoints that were declared; all others stand in the assays' own pages."
+    parts: list[str] = [paragraph(intro)]
     for assay, run in runs.items():
         for number, endpoint in enumerate(_settings(run).declared):
             animals = _animals(run, endpoint)
