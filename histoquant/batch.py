@@ -17,6 +17,7 @@ from histoquant.cluster import Inline, Limits
 from histoquant.cores import available_cores
 from histoquant.corrected import write_corrected
 from histoquant.errors import HistoquantError
+from histoquant.exclusions import log_exclusions
 from histoquant.footprint import PROCESS_BYTES
 from histoquant.inference import write_statistics
 from histoquant.inputs import Checked
@@ -102,6 +103,7 @@ def run_study(
     folder = RunFolder(out)
     with folder.held():
         read_journals(out)  # what is wrong with them is said now, not after a weekend
+        log_exclusions(out, checked.study)
         if fresh:
             folder.clear()
         state = RunState(checked, folder, command)

@@ -18,6 +18,7 @@ from histoquant.analysis.slice_outlines import NEGATIVE, Outlined, outlined
 from histoquant.analysis.ttc import Side
 from histoquant.batch import Outcome, reference_of, write_pages
 from histoquant.errors import HistoquantError, InputError, RecipeError, StudyError
+from histoquant.exclusions import log_exclusions
 from histoquant.inference import write_statistics
 from histoquant.inputs import Checked
 from histoquant.job import Job, open_slide, release, source_hashes
@@ -86,6 +87,7 @@ def run_infarct(
     """
     settings, folder = settings_of(checked), RunFolder(out)
     with folder.held():
+        log_exclusions(out, checked.study)
         state = RunState(checked, folder, command)
         state.write("running")
         try:

@@ -284,7 +284,29 @@ def _correlations(rows: pd.DataFrame, level: str) -> str:
 
 
 def left_out(run: Run) -> str:
-    """Return the exclusion log."""
+    """Return what is in no test, and the log of who left out which slide."""
+    return _not_tested(run) + _exclusion_log(run)
+
+
+def _exclusion_log(run: Run) -> str:
+    if not run.exclusion_log:
+        return ""
+    cells = [
+        (
+            entry["when"].replace("T", " ").replace("+00:00", " UTC"),
+            entry["who"],
+            entry["slide"],
+            "left out" if entry["action"] == "exclude" else "taken in again",
+            entry["reason"],
+            "yes" if entry["after_unblinding"] else "no",
+        )
+        for entry in run.exclusion_log
+    ]
+    headings = ["When", "Who", "Slide", "What", "Reason", "After unblinding"]
+    return table("Slides left out or taken in again, as the sample sheet changed", headings, cells)
+
+
+def _not_tested(run: Run) -> str:
     rows = run.inferred.tables["exclusions"]
     if rows.empty and not run.inferred.settings:
         return paragraph(HINT)
@@ -316,6 +338,7 @@ def arrive_rows(run: Run) -> list[tuple[str, str, str]]:
     endpoints = list(dict.fromkeys(f"{endpoint_label(r.endpoint)} in {r.region}" for r in records(statistics)))
     reasons = [f"{row.level} {row.name}: {row.reason}" for row in records(gone)]
     none = "none" if run.inferred.settings else ""
+    late = [entry["slide"] for entry in run.exclusion_log if entry["after_unblinding"]]
     by_group = [f"{group}: {n}" for group, n in gone.loc[gone["group"] != "", "group"].value_counts(sort=False).items()]
     return [
         ("1 Study design", "Groups", "; ".join(sizes)),
@@ -325,6 +348,7 @@ def arrive_rows(run: Run) -> list[tuple[str, str, str]]:
         ("3 Inclusion and exclusion", "Criteria set beforehand", said.criteria),
         ("", "Excluded, with the reason", listed(reasons) or none),
         ("", "Excluded by group", "; ".join(by_group) or none),
+        ("", "Excluded or taken in after unblinding", listed(list(dict.fromkeys(late))) or none),
         ("", "n of each analysis", "in the tables of effects above" if endpoints else ""),
         ("4 Randomisation", "Method", said.randomisation),
         ("", "Confounders", said.confounders),

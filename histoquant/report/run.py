@@ -56,6 +56,11 @@ _INFARCT_PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "notes", "warni
 _PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "segmenter", "thresholds", "notes", "warnings")
 
 
+EXCLUSION_LOG = "exclusions.jsonl"
+"""File of a run folder in which `histoquant.exclusions` notes what was left out by whom and when."""
+
+_ENTRY_KEYS = ("when", "who", "action", "slide", "reason", "after_unblinding")
+
 INFERRED: dict[str, Schema] = {
     "statistics": STATISTICS,
     "estimates": ESTIMATES,
@@ -143,6 +148,11 @@ class Run:
             for name, schema in INFERRED.items()
         }
         return Inferred(tables, _json(path, ("statistics", "reference_group")) if path.is_file() else {})
+
+    @cached_property
+    def exclusion_log(self) -> list[dict[str, Any]]:
+        """Who left out which slide, when and why, oldest first."""
+        return read_exclusion_log(self.root)
 
     @property
     def counted(self) -> pd.DataFrame:
@@ -257,6 +267,29 @@ def corrections_summary(root: Path) -> dict[str, Any]:
     """Return what ``review/review.json`` tells of the corrections in the tables; empty when there are none."""
     path = root / "review" / "review.json"
     return _json(path, ("reviewers",)) if path.is_file() else {}
+
+
+def read_exclusion_log(root: Path) -> list[dict[str, Any]]:
+    """Return the log of exclusions of a run folder, oldest first; empty when nothing was ever left out.
+
+    Raises
+    ------
+    InputError
+        If a line of it is damaged.
+    """
+    path = root / EXCLUSION_LOG
+    if not path.exists():
+        return []
+    entries = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or not set(_ENTRY_KEYS) <= set(entry):
+                raise ValueError(f"line {number} is no entry")
+            entries.append(entry)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot use '{path}': {error}.", "Mend that line, or bring the file back.") from error
+    return entries
 
 
 def read_text(path: Path) -> pd.DataFrame:
