@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from histoquant import cluster, store
 from histoquant.analysis.counting import count_animals, count_groups
 from histoquant.analysis.stain_scores import score_animals
+from histoquant.analysis.translocation import translocated
 from histoquant.cluster import Inline, Limits
 from histoquant.cores import available_cores
 from histoquant.corrected import write_corrected
@@ -23,7 +24,7 @@ from histoquant.inference import write_statistics
 from histoquant.inputs import Checked
 from histoquant.job import release
 from histoquant.journal import read_journals
-from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, STAIN_SCORES, empty, shaped
+from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, STAIN_SCORES, TRANSLOCATION, empty, shaped
 from histoquant.report.html import render_report
 from histoquant.report.infarct_page import render_infarct
 from histoquant.report.page import Report
@@ -214,6 +215,25 @@ def _write_tables(state: RunState, failures: Sequence[Failure], reports: dict[st
         scored = score_animals(scores[scores["control"] == ""])
         scored = scored[~scored["animal"].isin(lost)]  # an animal that lost a section has no score of all its sections
         store.write_csv(folder.table("stain_scores_animals"), scored)
+    moved = _translocation(state, reports)
+    if len(moved):
+        store.write_csv(folder.table("translocation"), moved)
+
+
+def _translocation(state: RunState, reports: dict[str, SlideReport]) -> pd.DataFrame:
+    """Return which share of cells has a marker in the nucleus, by the ratios of the controls of their batch."""
+    import pandas as pd
+
+    panel = state.checked.recipe.panel
+    if not any(marker.translocation for marker in panel.values()):
+        return empty(TRANSLOCATION)
+    cells = []
+    for row in state.checked.taken:
+        if row.slide_id in reports:
+            of_slide = pd.read_parquet(state.folder.slide(row.slide_id) / "cells.parquet")
+            identity = {"slide_id": row.slide_id, "animal": row.animal, "group": row.group}
+            cells.append(of_slide.assign(**identity, batch=row.batch, control=row.control))
+    return translocated(pd.concat(cells, ignore_index=True), panel) if cells else empty(TRANSLOCATION)
 
 
 def reference_of(checked: Checked) -> str:

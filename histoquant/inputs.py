@@ -276,6 +276,18 @@ def _batch_faults(study: Study, recipe: Recipe) -> list[HistoquantError]:
                         "Mark it in the control column, or state a fixed threshold in the recipe.",
                     )
                 )
+    for name, marker in recipe.panel.items():
+        wanted = marker.translocation.control if marker.translocation is not None else ()
+        for batch in dict.fromkeys(slide.batch for slide in study.included) if wanted else ():
+            held = {slide.control for slide in study.included if slide.batch == batch}
+            if not held.intersection(wanted):
+                faults.append(
+                    StudyError(
+                        f"{named_batch(batch)} has no control section ({' or '.join(wanted)}) for the translocation of "
+                        f"'{name}'.",
+                        "Mark stained sections of animals without it in the control column.",
+                    )
+                )
     if not [slide for slide in study.included if not slide.control]:
         faults.append(StudyError("Every slide of the study is a control or excluded.", "Add slides to count."))
     return faults

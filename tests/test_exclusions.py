@@ -7,6 +7,7 @@ import pytest
 
 from histoquant.errors import InputError
 from histoquant.exclusions import log_exclusions
+from histoquant.journal import KIND
 from histoquant.model.study import parse_study
 from histoquant.report.run import read_exclusion_log
 
@@ -53,7 +54,7 @@ def test_after_the_result_is_known_it_stays_known(tmp_path):
 
 def test_a_review_without_blinding_counts_as_knowing(tmp_path):
     (tmp_path / "review").mkdir()
-    head = {"schema": 1, "who": "anna", "blinded": False, "fingerprint": ""}
+    head = {"histoquant": KIND, "schema": 1, "who": "anna", "blinded": False, "fingerprint": ""}
     (tmp_path / "review" / "journal.jsonl").write_text(json.dumps(head) + "\n")
     log_exclusions(tmp_path, study(a="torn"))
     assert log(tmp_path) == [("exclude", "a", "torn", True)]

@@ -290,8 +290,9 @@ class Recipe(BaseModel):
         if self.infarct is None:  # recipes of cells keep the fingerprint they had before there were others
             del content["infarct"]
         for marker in content["panel"].values():
-            if marker["grades"] is None:
-                del marker["grades"]
+            for later in ("grades", "translocation"):
+                if marker[later] is None:
+                    del marker[later]
         if self.spines is None:  # recipes of nuclei keep the fingerprint they had before there were spines
             del content["spines"]
         decides = ["result_version", "segment", "tiles", "background", "measure"]

@@ -7,7 +7,7 @@ import re
 from html import escape
 from pathlib import Path
 
-from histoquant.model.tables import ANIMALS, REGIONS, STAIN_SCORES_ANIMALS
+from histoquant.model.tables import ANIMALS, REGIONS, STAIN_SCORES_ANIMALS, TRANSLOCATION
 from histoquant.report.asked import asked
 from histoquant.report.corrections import corrections, corrections_sentence
 from histoquant.report.effects import arrive, effects, left_out
@@ -26,6 +26,7 @@ MAX_ROWS = 3000
 ABOUT = {
     "animals": "Animals: ratios of sums over sections.",
     "regions": "Regions of every slide.",
+    "translocation": "Cells whose nucleus shows more of the marker, relative to its ring, than control cells do.",
     "stain scores": "H-score and optical densities by animal; cuts differ between labs, densities between batches.",
 }
 
@@ -102,11 +103,13 @@ def _time(stamp: object) -> str:
 def _tables(run: Run) -> str:
     made = [name for name, frame in run.inferred.tables.items() if len(frame)]
     made += ["stain_scores_animals"] if len(run.stain_scores) else []
+    made += ["translocation"] if len(run.translocation) else []
     names = ["regions", "animals", "groups", "sensitivity", *made]
     links = ", ".join(f'<a href="tables/{name}.csv">{name}.csv</a>' for name in names)
     parts: list[str] = [f"<p>All numbers in full: {links}.</p>\n"]
     shown_tables = [("animals", run.animals, ANIMALS), ("regions", run.regions, REGIONS)]
     shown_tables += [("stain scores", run.stain_scores, STAIN_SCORES_ANIMALS)] if len(run.stain_scores) else []
+    shown_tables += [("translocation", run.translocation, TRANSLOCATION)] if len(run.translocation) else []
     for name, frame, schema in shown_tables:
         cut = (
             f" The first {number(MAX_ROWS)} of {number(len(frame))} rows; all are in tables/{name}.csv."

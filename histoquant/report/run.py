@@ -32,6 +32,7 @@ from histoquant.model.tables import (
     STAIN_SCORES_ANIMALS,
     STATISTICS,
     STEREOLOGY,
+    TRANSLOCATION,
     UNMATCHED,
     Schema,
     empty,
@@ -131,6 +132,12 @@ class Run:
         """Scores by animal of markers with grades; no rows without such markers."""
         path = self.root / "tables" / "stain_scores_animals.csv"
         return read_table(path, STAIN_SCORES_ANIMALS) if path.is_file() else empty(STAIN_SCORES_ANIMALS)
+
+    @cached_property
+    def translocation(self) -> pd.DataFrame:
+        """Shares of cells with a marker in the nucleus; no rows without markers that say when."""
+        path = self.root / "tables" / "translocation.csv"
+        return read_table(path, TRANSLOCATION) if path.is_file() else empty(TRANSLOCATION)
 
     @cached_property
     def inferred(self) -> Inferred:
