@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,17 +13,22 @@ from typing import TYPE_CHECKING
 from histoquant import cluster, store
 from histoquant.analysis.counting import count_animals, count_groups
 from histoquant.analysis.stain_scores import score_animals
+from histoquant.analysis.translocation import translocated
 from histoquant.cluster import Inline, Limits
 from histoquant.cores import available_cores
 from histoquant.corrected import write_corrected
 from histoquant.errors import HistoquantError
+from histoquant.exclusions import log_exclusions
 from histoquant.footprint import PROCESS_BYTES
 from histoquant.inference import write_statistics
 from histoquant.inputs import Checked
 from histoquant.job import release
 from histoquant.journal import read_journals
-from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, STAIN_SCORES, empty, shaped
+from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, STAIN_SCORES, TRANSLOCATION, empty, shaped
 from histoquant.report.html import render_report
+from histoquant.report.infarct_page import render_infarct
+from histoquant.report.page import Report
+from histoquant.report.paper import FIGURE_NAMES, FIGURES
 from histoquant.runstate import Failure, Progress, RunState
 from histoquant.schedule import Schedule, check_slides, workers_that_fit
 from histoquant.steps import SlideReport
@@ -32,7 +38,7 @@ from histoquant.survey import notices
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Failure", "Outcome", "Progress", "check_study", "run_study", "write_report"]
+__all__ = ["Failure", "Outcome", "Progress", "check_study", "run_study", "write_pages", "write_report"]
 
 REFERENCE_NAMES = ("vehicle", "sham", "saline", "placebo", "control")
 """A group of one of these names is what the others are compared with, unless the recipe names another."""
@@ -98,6 +104,7 @@ def run_study(
     folder = RunFolder(out)
     with folder.held():
         read_journals(out)  # what is wrong with them is said now, not after a weekend
+        log_exclusions(out, checked.study)
         if fresh:
             folder.clear()
         state = RunState(checked, folder, command)
@@ -145,7 +152,12 @@ def _analysed(
 
 
 def write_report(root: Path) -> Path:
-    """Write ``report.html`` of a finished run, and return where it is; corrections made by hand are replayed first.
+    """Write ``report.html`` and ``figures/`` of a finished run; corrections made by hand are replayed first.
+
+    Returns
+    -------
+    Path
+        Of the page.
 
     Raises
     ------
@@ -154,9 +166,24 @@ def write_report(root: Path) -> Path:
     FormatError, Faults
         If journals of corrections are damaged.
     """
+    if RunFolder(root).state().get("recipe", {}).get("infarct") is not None:
+        return write_pages(root, render_infarct(root))
     write_corrected(root)
+    return write_pages(root, render_report(root))
+
+
+def write_pages(root: Path, report: Report) -> Path:
+    """Write a report and its figures, and return where the page is.
+
+    Figures of an earlier report that are no longer among them go; other files in the folder stay.
+    """
+    for name, content in report.figures.items():
+        store.write_bytes(root / name, content)
+    for old in (root / FIGURES).glob("*"):
+        if f"{FIGURES}/{old.name}" not in report.figures and re.fullmatch(FIGURE_NAMES, old.name):
+            old.unlink()
     path = root / "report.html"
-    store.write_bytes(path, render_report(root).encode("utf-8"), make_folder=False)
+    store.write_bytes(path, report.page.encode("utf-8"), make_folder=False)
     return path
 
 
@@ -188,6 +215,25 @@ def _write_tables(state: RunState, failures: Sequence[Failure], reports: dict[st
         scored = score_animals(scores[scores["control"] == ""])
         scored = scored[~scored["animal"].isin(lost)]  # an animal that lost a section has no score of all its sections
         store.write_csv(folder.table("stain_scores_animals"), scored)
+    moved = _translocation(state, reports)
+    if len(moved):
+        store.write_csv(folder.table("translocation"), moved)
+
+
+def _translocation(state: RunState, reports: dict[str, SlideReport]) -> pd.DataFrame:
+    """Return which share of cells has a marker in the nucleus, by the ratios of the controls of their batch."""
+    import pandas as pd
+
+    panel = state.checked.recipe.panel
+    if not any(marker.translocation for marker in panel.values()):
+        return empty(TRANSLOCATION)
+    cells = []
+    for row in state.checked.taken:
+        if row.slide_id in reports:
+            of_slide = pd.read_parquet(state.folder.slide(row.slide_id) / "cells.parquet")
+            identity = {"slide_id": row.slide_id, "animal": row.animal, "group": row.group}
+            cells.append(of_slide.assign(**identity, batch=row.batch, control=row.control))
+    return translocated(pd.concat(cells, ignore_index=True), panel) if cells else empty(TRANSLOCATION)
 
 
 def reference_of(checked: Checked) -> str:

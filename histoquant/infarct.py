@@ -16,8 +16,10 @@ from histoquant import __version__, store
 from histoquant.analysis.infarct import FORMULAS, SliceAreas, volumes
 from histoquant.analysis.slice_outlines import NEGATIVE, Outlined, outlined
 from histoquant.analysis.ttc import Side
-from histoquant.batch import Outcome, reference_of
+from histoquant.batch import Outcome, reference_of, write_pages
 from histoquant.errors import HistoquantError, InputError, RecipeError, StudyError
+from histoquant.exclusions import log_exclusions
+from histoquant.inference import write_statistics
 from histoquant.inputs import Checked
 from histoquant.job import Job, open_slide, release, source_hashes
 from histoquant.model.infarct import InfarctSettings
@@ -85,6 +87,7 @@ def run_infarct(
     """
     settings, folder = settings_of(checked), RunFolder(out)
     with folder.held():
+        log_exclusions(out, checked.study)
         state = RunState(checked, folder, command)
         state.write("running")
         try:
@@ -109,7 +112,8 @@ def run_infarct(
             raise
         state.write("failed" if state.failures else "done")
         if tables:
-            store.write_bytes(out / "report.html", render_infarct(out).encode(), make_folder=False)
+            state.notes += write_statistics(out).notes
+            write_pages(out, render_infarct(out))
         progress(Progress(len(checked.taken), len(checked.taken), "done"))
     return Outcome(out, len(checked.taken), tuple(state.failures), tuple(state.notes))
 

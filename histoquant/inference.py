@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histoquant import __version__, store
-from histoquant.analysis.endpoints import animal_values, animals_at_factors, of_endpoint, section_values
+from histoquant.analysis.endpoints import animal_values, animals_at_factors, infarct_values, of_endpoint, section_values
 from histoquant.analysis.outcomes import correlate, parse_outcomes
-from histoquant.analysis.statistics import analyse
+from histoquant.analysis.statistics import FAMILIES, analyse
 from histoquant.analysis.stereology import total_counts
 from histoquant.errors import InputError
 from histoquant.inputs import MAX_SHEET_BYTES, read_text
@@ -67,20 +67,28 @@ def write_statistics(root: Path, *, recipe: Recipe | None = None, outcomes: Path
 
 def _inferred(run: Run, recipe: Recipe | None, outcomes: Path | None) -> tuple[Inference, dict[str, Any]]:
     asked = run.recipe if recipe is None else recipe
-    settings, sampling = asked.statistics, asked.count.stereology
+    if (asked.infarct is None) != (run.recipe.infarct is None):
+        kind = "cells" if run.recipe.infarct is None else "infarcts"
+        raise InputError(f"The run in '{run.root}' is of {kind}; the recipe is not.", "Give a recipe of that kind.")
+    settings, sampling = asked.compared, asked.count.stereology
     reference = _reference(run, recipe)
-    totals = None if sampling is None else total_counts(run.counted, sampling)
-    fractions = bool(called_markers(run.recipe.panel))
-    values = animal_values(run.animals, totals, fractions=fractions)
-    at_factors = animals_at_factors(run.sensitivity, run.counted)
-    analysis = analyse(
-        values,
-        settings,
-        reference,
-        sections=section_values(run.counted) if settings.test == "mixed" else None,
-        blocks=blocks_of(run.counted, settings.block) if settings.block else None,
-        curve={factor: animal_values(animals, fractions=fractions) for factor, animals in at_factors.items()},
-    )
+    if run.recipe.infarct is not None:
+        totals, values = None, infarct_values(run.infarct)
+        blocks = blocks_of(rows_of(run), settings.block) if settings.block else None
+        analysis = analyse(values, settings, reference, blocks=blocks)
+    else:
+        totals = None if sampling is None else total_counts(run.counted, sampling)
+        fractions = bool(called_markers(run.recipe.panel))
+        values = animal_values(run.animals, totals, fractions=fractions)
+        at_factors = animals_at_factors(run.sensitivity, run.counted)
+        analysis = analyse(
+            values,
+            settings,
+            reference,
+            sections=section_values(run.counted) if settings.test == "mixed" else None,
+            blocks=blocks_of(run.counted, settings.block) if settings.block else None,
+            curve={factor: animal_values(animals, fractions=fractions) for factor, animals in at_factors.items()},
+        )
     tables = {
         "statistics": analysis.statistics,
         "estimates": analysis.estimates,
@@ -117,10 +125,20 @@ def _reference(run: Run, recipe: Recipe | None) -> str:
         If the given recipe names a group that the study has not.
     """
     name = recipe.count.reference_group if recipe is not None else None
-    groups = list(dict.fromkeys(run.animals["group"]))
+    groups = list(run.group_sizes)
     if name is not None and name not in groups:
         raise InputError(f"The recipe's reference group '{name}' is not in the study.", f"It has: {', '.join(groups)}.")
     return name or run.reference_group
+
+
+def rows_of(run: Run) -> pd.DataFrame:
+    """Return the rows of the sample sheet that a run took, with the columns that it carried through."""
+    import pandas as pd
+
+    rows = [
+        row | row.get("extra", {}) for row in run.state.get("rows", []) if not row["control"] and not row["exclude"]
+    ]
+    return pd.DataFrame(rows)
 
 
 def blocks_of(sections: pd.DataFrame, column: str) -> Mapping[str, str]:
@@ -158,16 +176,16 @@ def _all_exclusions(run: Run, of_animals: pd.DataFrame) -> pd.DataFrame:
 def lines(found: Inference) -> Iterator[str]:
     """Yield what a person reads on a terminal: each effect with its interval first, then its test."""
     family = ""
-    both = found.tables["statistics"].merge(
-        found.tables["estimates"][["endpoint", "region", "comparison", "family"]],
-        on=["endpoint", "region", "comparison"],
-    )
+    keys = [name for name in ("assay", "endpoint", "region", "comparison") if name in found.tables["statistics"]]
+    both = found.tables["statistics"].merge(found.tables["estimates"][[*keys, "family"]], on=keys)
+    both = both.sort_values("family", key=_in_order, kind="stable")
     for row in records(both):
         if row.family != family:
             family = row.family
             yield f"{family.capitalize()} endpoints"
         n = f"n {row.n_a} v {row.n_b}" if row.comparison else f"n {row.n_b}"
-        yield f"  {row.endpoint} in {row.region}: {row.comparison or 'no comparison'}, {n}"
+        of = f"{row.assay}: " if "assay" in keys else ""
+        yield f"  {of}{row.endpoint} in {row.region}: {row.comparison or 'no comparison'}, {n}"
         if row.comparison:
             change = _with_interval(row.percent_change, row.ci_low, row.ci_high, " %")
             yield f"    mean {_short(row.mean_a)} v {_short(row.mean_b)}; change {change}; g {_short(row.hedges_g)}"
@@ -183,6 +201,11 @@ def lines(found: Inference) -> Iterator[str]:
         about = f"{row.endpoint} in {row.region} with {row.outcome}, {row.scope}, {row.method}"
         yield f"  {about}: n {row.n}, r {r}{p}" + (f" ({row.flags})" if row.flags else "")
     yield from (f"note: {note}" for note in found.notes)
+
+
+def _in_order(families: pd.Series) -> pd.Series:
+    """Return sort keys that put families into the order they were adjusted in."""
+    return families.map({name: index for index, name in enumerate(FAMILIES)})
 
 
 def _short(value: float) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from histoquant.controls import named_batch
 from histoquant.errors import Faults, HistoquantError, InputError, RecipeError, StudyError, raise_all
 from histoquant.model.panel import called_markers
 from histoquant.model.recipe import Recipe, build_recipe, parse_recipe
-from histoquant.model.study import Study, StudySlide, parse_study, with_rows
+from histoquant.model.study import RECIPE, Study, StudySlide, columns_of, inside, parse_study, with_rows
 from histoquant.store import RunFolder
 from histoquant.survey import segmenter_fingerprint, segmenter_parameters
 from histoquant.work import rules_of
@@ -93,6 +94,64 @@ def load(
         for name, path in (("sheet", study_path), ("recipe_file", recipe_path))
     }
     return Checked(study, recipe, files)
+
+
+def names_recipes(study_path: Path) -> bool:
+    """Return whether a sample sheet has a column of recipes, and so may hold several assays."""
+    text = read_text(study_path, StudyError, "sample sheet", MAX_SHEET_BYTES)
+    return RECIPE in columns_of(text)
+
+
+def load_assays(study_path: Path, *, allow_outside: bool = False) -> dict[str, Checked]:
+    """Read a sample sheet whose rows name their recipes: a study of several assays on the same animals.
+
+    Returns
+    -------
+    dict
+        By assay, which is called like the file of its recipe: its rows and its recipe. Column ``recipe`` does not go
+        with the rows; each assay is a study for itself.
+
+    Raises
+    ------
+    HistoquantError
+        Every fault of the sheet and of all recipes, together.
+    """
+    text = read_text(study_path, StudyError, "sample sheet", MAX_SHEET_BYTES)
+    study = parse_study(text, study_path.parent, source=study_path.name, allow_outside=allow_outside)
+    faults: list[HistoquantError] = [
+        StudyError(f"{study_path.name}: slide '{row.slide_id}' names no recipe.", "Fill in the column recipe.")
+        for row in study.slides
+        if not row.extra.get(RECIPE)
+    ]
+    assays: dict[str, Checked] = {}
+    for cell in dict.fromkeys(row.extra[RECIPE] for row in study.slides if row.extra.get(RECIPE)):
+        rows = tuple(
+            replace(row, extra={name: value for name, value in row.extra.items() if name != RECIPE})
+            for row in study.slides
+            if row.extra.get(RECIPE) == cell
+        )
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(cell).stem).strip("_") or "assay"
+        if name in assays:
+            faults.append(
+                StudyError(f"{study_path.name}: two recipes are called '{name}'.", "Rename one of the files.")
+            )
+            continue
+        try:
+            path = inside(cell, study_path.parent, allow_outside)
+            recipe = read_recipe(path, cells=False)
+        except HistoquantError as error:
+            faults += single_faults(error)
+            continue
+        part = Study(rows, study.folder)
+        found = [*_batch_faults(part, recipe), *_statistics_faults(part, recipe)]
+        faults += [type(fault)(f"Assay '{name}': {fault.message}", fault.remedy) for fault in found]
+        files = {
+            key: {"path": str(file.resolve()), "sha256": store.sha256_of(file)}
+            for key, file in (("sheet", study_path), ("recipe_file", path))
+        }
+        assays[name] = Checked(part, recipe, files)
+    raise_all(faults)
+    return assays
 
 
 def stated_inputs(checked: Checked, folder: RunFolder, finished: Iterable[str]) -> dict[str, Any]:
@@ -215,6 +274,18 @@ def _batch_faults(study: Study, recipe: Recipe) -> list[HistoquantError]:
                         f"{named_batch(batch)} has no control section ({' or '.join(settings.control)}), "
                         f"but the threshold of '{name}' is to come from one.",
                         "Mark it in the control column, or state a fixed threshold in the recipe.",
+                    )
+                )
+    for name, marker in recipe.panel.items():
+        wanted = marker.translocation.control if marker.translocation is not None else ()
+        for batch in dict.fromkeys(slide.batch for slide in study.included) if wanted else ():
+            held = {slide.control for slide in study.included if slide.batch == batch}
+            if not held.intersection(wanted):
+                faults.append(
+                    StudyError(
+                        f"{named_batch(batch)} has no control section ({' or '.join(wanted)}) for the translocation of "
+                        f"'{name}'.",
+                        "Mark stained sections of animals without it in the control column.",
                     )
                 )
     if not [slide for slide in study.included if not slide.control]:

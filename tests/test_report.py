@@ -1,6 +1,8 @@
 """The report page, on small run folders written by hand."""
 
+import base64
 import csv
+import hashlib
 import json
 import math
 import re
@@ -11,10 +13,11 @@ import pytest
 from PIL import Image
 
 from histoquant.analysis.counting import count_animals, count_groups
+from histoquant.batch import write_report
 from histoquant.errors import InputError
 from histoquant.model.recipe import parse_recipe
 from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, SENSITIVITY_FACTORS, empty, shaped
-from histoquant.report.html import render_report
+from histoquant.report.html import render_report as make_report
 from histoquant.report.markup import number, table
 from histoquant.report.run import read_run, threshold_curve
 
@@ -133,6 +136,10 @@ def write_run(root, rows, *, recipe=CALLED, failures=(), reference="vehicle", **
     return root
 
 
+def render_report(root):
+    return make_report(root).page
+
+
 def small_study(animal="m1", group="treated"):
     """Three animals, two of the reference group, two regions and the rest, one control."""
     rows = []
@@ -182,7 +189,8 @@ def test_hostile_names_are_shown_as_text(tmp_path):
     )  # fmt: skip
     text = render_report(run)
     page = Page(text)
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "i", "b", "u"})
+    assert {tag for tag, _ in page.tags}.isdisjoint({"i", "b", "u"})
+    assert len(page.named("script")) == 1  # our own
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
     assert all(attributes["src"].startswith("data:image/jpeg;base64,") for attributes in page.named("img"))
     for name in (HOSTILE, "<b>s9</b>", "Bad <i>file</i>.", "torn </table><script>"):
@@ -210,13 +218,45 @@ def test_warnings_are_unique_and_name_their_slides(tmp_path):
 def test_nothing_is_loaded_from_anywhere(tmp_path):
     text = render_report(write_run(tmp_path / "run", small_study()))
     page = Page(text)
-    assert not page.named("script")
+    assert page.named("script") == [{}]
     assert not page.named("link")
     assert "http" not in re.sub(r'http-equiv="|base64,[^"]*', "", text)
     assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", text)
     assert "@import" not in text
     for attributes in page.named("a"):
-        assert re.match(r"#\w|slides/|tables/", attributes["href"])
+        assert re.match(r"#\w|slides/|tables/|figures/", attributes["href"])
+
+
+def test_only_our_own_script_may_run(tmp_path):
+    text = render_report(write_run(tmp_path / "run", small_study(animal=HOSTILE)))
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}';" in text
+
+
+def test_figures_are_files_as_well(tmp_path):
+    marker = '../<a>"+脑'
+    rows = [row | {"marker": marker} for row in small_study()] + small_study()
+    report = make_report(write_run(tmp_path / "run", rows))
+    charts = Page(report.page).named("svg")
+    assert len(report.figures) == 2 * len(charts) == 2 * 4  # results and sensitivity of two markers
+    for name, content in report.figures.items():
+        assert re.fullmatch(r"figures/(results|sensitivity)_[A-Za-z0-9_]+\.(svg|pdf)", name)
+        assert f'href="{name}"' in report.page
+        assert content.startswith(b"%PDF-" if name.endswith("pdf") else b"<?xml")
+    assert b"vehicle" in report.figures["figures/results_tunel.svg"]  # text stays text
+
+
+def test_figures_of_an_earlier_report_go_and_those_of_a_person_stay(tmp_path):
+    root = write_run(tmp_path / "run", small_study())
+    (root / "figures").mkdir()
+    for name in ("results_old.svg", "results_old_for_paper.ai", "fig1.pdf"):
+        (root / "figures" / name).write_text("mine")
+    write_report(root)
+    held = {path.name for path in (root / "figures").iterdir()}
+    assert held == {f"{part}_tunel.{kind}" for part in ("results", "sensitivity") for kind in ("svg", "pdf")} | {
+        "results_old_for_paper.ai", "fig1.pdf"
+    }  # fmt: skip
 
 
 def test_ids_are_unique_and_links_within_charts_lead_somewhere(page):

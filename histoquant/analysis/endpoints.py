@@ -9,7 +9,7 @@ import numpy as np
 
 from histoquant.analysis.counting import count_animals
 from histoquant.errors import InputError
-from histoquant.model.design import Endpoint, endpoint_name
+from histoquant.model.design import BRAIN, INFARCT, INFARCT_MEASURES, Endpoint, endpoint_name
 from histoquant.model.region_set import MASKED, OUTSIDE
 from histoquant.model.tables import EXCLUSIONS, empty, records, shaped
 
@@ -55,10 +55,12 @@ def animal_values(animals: pd.DataFrame, totals: pd.DataFrame | None = None, *, 
             continue
         require_animals(table)
         for measure in measures:
-            told = table[measure].notna().any() and (fractions or measure != "fraction_positive")
+            # Of a marker without the measure nothing is lacking; of one with it, what is not defined is said.
+            has = table[measure].notna().groupby(table["marker"]).transform("any")
+            told = has.any() and (fractions or measure != "fraction_positive")
             if told and not (measure == "total_profiles" and table["total_cells"].notna().any()):
                 columns = ["marker", "region", "animal", "group", "n_sections", "flags"]
-                parts.append(table[columns].assign(measure=measure, value=table[measure].astype(float)))
+                parts.append(table.loc[has, columns].assign(measure=measure, value=table[measure].astype(float)))
     if not parts:
         return pd.DataFrame(columns=[*WITHIN, "animal", "group", "value", "n_sections", "flags"])
     values = pd.concat(parts, ignore_index=True)
@@ -67,6 +69,25 @@ def animal_values(animals: pd.DataFrame, totals: pd.DataFrame | None = None, *, 
     # Marker by marker and region by region, as in the other tables; measures of one place side by side.
     order = kept.groupby(["marker", "region"], sort=False).ngroup()
     return kept.iloc[np.argsort(order.to_numpy(), kind="stable")].reset_index(drop=True)
+
+
+def infarct_values(animals: pd.DataFrame) -> pd.DataFrame:
+    """Return volumes and swelling of every animal with the columns of `animal_values`.
+
+    Parameters
+    ----------
+    animals : DataFrame
+        As `tables.INFARCT` lists it. Animals that miss a picture have no values, and say so.
+    """
+    import pandas as pd
+
+    columns = animals[["animal", "group", "flags"]].assign(
+        marker=INFARCT, region=BRAIN, n_sections=animals["n_slices"].where(animals["direct_mm3"].notna(), 0)
+    )
+    return pd.concat(
+        [columns.assign(measure=measure, value=animals[measure].astype(float)) for measure in INFARCT_MEASURES],
+        ignore_index=True,
+    )
 
 
 def section_values(sections: pd.DataFrame) -> pd.DataFrame:

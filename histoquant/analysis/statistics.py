@@ -22,11 +22,18 @@ from histoquant.analysis.endpoints import WITHIN, exclusions, of_endpoint
 from histoquant.analysis.mixed import fit_mixed
 from histoquant.errors import InputError
 from histoquant.model.design import Endpoint, Statistics
-from histoquant.model.tables import ESTIMATES, NEXT_STUDY, STATISTICS, empty, records, shaped
+from histoquant.model.tables import ESTIMATES, NEXT_STUDY, P_ALONE, STATISTICS, empty, records, shaped
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
+
+FAMILIES = {
+    "primary": (holm, "Holm"),
+    "key secondary": (holm, "Holm"),
+    "exploratory": (benjamini_hochberg, "Benjamini-Hochberg"),
+}
+"""How p is adjusted in each family, in the order in which they are reported."""
 
 REDUCTIONS_PERCENT = (25, 30, 50)
 POWER = 0.8
@@ -106,11 +113,11 @@ def analyse(
             row["flags"] = "; ".join(dict.fromkeys(filter(None, [row["flags"], dependent])))
             rows.append(about | row)
         next_study += _next_study(endpoint, reference, _array(base), max(len(others), 1), settings)
-    _adjust(rows)
+    adjust(rows)
     frame = pd.DataFrame(rows)
     return Analysis(
         shaped(frame[list(STATISTICS)], STATISTICS) if rows else empty(STATISTICS),
-        shaped(frame[list(ESTIMATES)], ESTIMATES) if rows else empty(ESTIMATES),
+        shaped(frame[list(ESTIMATES | P_ALONE)], ESTIMATES | P_ALONE) if rows else empty(ESTIMATES | P_ALONE),
         shaped(pd.DataFrame(next_study), NEXT_STUDY) if next_study else empty(NEXT_STUDY),
         exclusions(values),
     )
@@ -237,23 +244,25 @@ def _family(endpoint: Endpoint, settings: Statistics) -> str:
     return "key secondary" if endpoint in settings.secondary else "exploratory"
 
 
-def _adjust(rows: list[dict[str, Any]]) -> None:
+def adjust(rows: list[dict[str, Any]]) -> None:
     """Add adjusted p to rows, family by family: doses times endpoints.
 
     Families are adjusted from the p of each comparison alone, and never to below that of the test itself: Dunnett's is
     adjusted for the groups of one endpoint already, and adjusting it again would count them twice.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Comparisons with ``endpoint, region, family, test, p, p_alone``, and ``assay`` where there are several.
     """
-    for family, method, named in (
-        ("primary", holm, "Holm"),
-        ("key secondary", holm, "Holm"),
-        ("exploratory", benjamini_hochberg, "Benjamini-Hochberg"),
-    ):
+    for family, (method, named) in FAMILIES.items():
         tested = [row for row in rows if row["family"] == family and not math.isnan(row["p"])]
         for row in rows:
             if row["family"] == family:
                 row |= {"p_adjusted": math.nan, "adjustment": ""}
         several = f"{len(tested)} {family} comparisons"
-        by_dunnett = family == "primary" and all(row["test"] == "Dunnett" for row in tested)
+        endpoints = {(row.get("assay"), row["endpoint"], row["region"]) for row in tested}
+        by_dunnett = family == "primary" and len(endpoints) == 1 and all(row["test"] == "Dunnett" for row in tested)
         adjusted = method([row["p_alone"] for row in tested])
         for row, p in zip(tested, adjusted, strict=True):
             if len(tested) == 1:

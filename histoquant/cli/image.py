@@ -116,7 +116,7 @@ def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     assay: Annotated[
         str,
-        typer.Option("--assay", "-a", help="tunel, brdu, dcx, ihc, nuclei, spines, golgi or ttc."),
+        typer.Option("--assay", "-a", help="tunel, brdu, dcx, ihc, nuclei, spines, golgi, ttc, or study (of three)."),
     ],
     size_mm: Annotated[
         tuple[float, float] | None, typer.Option("--size-mm", help="Height and width of each section.")
@@ -148,9 +148,9 @@ def phantom(
         "controls": tuple(control) if control else None,
     }
     given = {name: value for name, value in stated.items() if value is not None} | {"seed": seed}
-    plan: type[made.PhantomPlan | made.DendritePlan | made.TtcPlan] = made.PhantomPlan
-    if assay == "ttc":
-        plan = made.TtcPlan
+    plan: type[made.PhantomPlan | made.DendritePlan | made.TtcPlan | made.JointPlan] = made.PhantomPlan
+    if assay in ("ttc", "study"):
+        plan = made.TtcPlan if assay == "ttc" else made.JointPlan
     else:
         given["assay"] = assay
     if assay in ("spines", "golgi"):
@@ -167,7 +167,9 @@ def phantom(
             show(Progress(round(100 * part), 100, f"{part:.0%}"))
 
         planned = plan(**given)
-        if isinstance(planned, made.TtcPlan):
+        if isinstance(planned, made.JointPlan):
+            study, command = made.make_joint_phantom(out, planned, progress=done), "run"
+        elif isinstance(planned, made.TtcPlan):
             study, command = made.make_ttc_phantom(out, planned, progress=done), "infarct"
         elif isinstance(planned, made.DendritePlan):
             study, command = made.make_dendrites(out, planned, progress=done), "spines"
@@ -175,4 +177,5 @@ def phantom(
             study, command = made.make_phantom(out, planned, progress=done), "run"
     what = sorted((out / "slides").iterdir())[0] if command == "spines" else study
     run_folder = out.with_name(out.name + "_run")
-    tell(f"histoquant {command} {what} --recipe {study.with_name('recipe.toml')} --out {run_folder}")
+    recipe = "" if assay == "study" else f" --recipe {study.with_name('recipe.toml')}"
+    tell(f"histoquant {command} {what}{recipe} --out {run_folder}")

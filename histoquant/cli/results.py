@@ -10,6 +10,7 @@ import typer
 
 from histoquant.cli.app import Json, Quiet, app
 from histoquant.console import Printer
+from histoquant.errors import InputError
 
 
 @app.command(
@@ -20,8 +21,16 @@ def status(
     json_: Json = False,
 ) -> None:
     """Say how a run stands, while it goes on and after it ended or died. Writes nothing. Exit code 0 or 2."""
+    from histoquant.assays import assay_folders, is_joint
     from histoquant.status import lines, read_status
 
+    if is_joint(folder):
+        told = {name: read_status(each) for name, each in assay_folders(folder).items() if each.is_dir()}
+        if json_:
+            print(json.dumps({"assays": {name: found.as_dict() for name, found in told.items()}}, indent=2))
+        for name, found in () if json_ else told.items():
+            print("\n".join([f"== {name}", *lines(found)]))
+        return
     found = read_status(folder)
     if json_:
         print(json.dumps(found.as_dict(), indent=2))
@@ -49,12 +58,19 @@ def stats(
     json_: Json = False,
 ) -> None:
     """Compare groups by animal: effects with intervals, then tests. Writes tables and the report. Exit code 0 or 2."""
+    from histoquant.assays import compare_assays, is_joint
     from histoquant.batch import write_report
     from histoquant.inference import as_json, lines, write_statistics
     from histoquant.inputs import read_recipe
 
-    found = write_statistics(folder, recipe=None if recipe is None else read_recipe(recipe), outcomes=covariates)
-    report = write_report(folder)
+    if is_joint(folder):
+        if recipe is not None:
+            raise InputError("--recipe is for one assay.", f"Give the folder of one, such as {folder / 'assays'}/NAME.")
+        found, report = compare_assays(folder, outcomes=covariates), folder / "report.html"
+    else:
+        rules = None if recipe is None else read_recipe(recipe, cells=False)
+        found = write_statistics(folder, recipe=rules, outcomes=covariates)
+        report = write_report(folder)
     if json_:
         print(as_json(found))
         return
@@ -112,9 +128,31 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write the HTML report of a finished run again."""
+    from histoquant.assays import is_joint, write_reports
     from histoquant.batch import write_report
 
-    Printer(quiet, None)(f"Report:   {write_report(folder)}")
+    Printer(quiet, None)(f"Report:   {write_reports(folder) if is_joint(folder) else write_report(folder)}")
+
+
+@app.command(epilog="Example:  histoquant export results --to geojson --out for_qupath")
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    to: Annotated[str, typer.Option("--to", "-t", help="geojson, anndata, spatialdata, rembi or arrive.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to; FOLDER/export.")] = None,
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Write a run for QuPath, scverse or a repository: cells and regions, or what is known of the study."""
+    from histoquant.export import export_run
+    from histoquant.runstate import Progress
+
+    tell = Printer(quiet or json_, None)
+    with tell.progress("export") as show:
+        written = export_run(folder, to, out, progress=lambda done, of, slide: show(Progress(done, of, slide)))
+    if json_:
+        print(json.dumps({"files": [str(path) for path in written]}, indent=2))
+    for path in written:
+        tell(str(path))
 
 
 @app.command(epilog="Example:  histoquant ratio bax_run bcl2_run --endpoint h_score --out bax_bcl2.csv")

@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoquant.cli.app import Json, Log, Outside, Quiet, Recipe, Workers, app
+from histoquant.cli.app import Json, Log, Outside, Quiet, Workers, app
 from histoquant.console import Printer
 from histoquant.errors import InputError
 
 if TYPE_CHECKING:
     from histoquant.batch import Outcome
     from histoquant.inputs import Checked
+
+EXAMPLE = "histoquant run study.csv --recipe recipe.toml --out results"
+
+SheetRecipe = Annotated[
+    Path | None,
+    typer.Option("--recipe", "-r", help="The recipe (TOML); else each row's, from the sheet's column 'recipe'."),
+]
 
 _watching = partial(typer.Option, rich_help_panel="Watching a scanner's folder")
 
@@ -62,30 +69,38 @@ def init(
 @app.command(epilog="Example:  histoquant check study.csv --recipe recipe.toml")
 def check(
     study: Annotated[Path, typer.Argument(help="The sample sheet (CSV).")],
-    recipe: Recipe,
+    recipe: SheetRecipe = None,
     allow_outside: Outside = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
     """Open everything, compute nothing, and print all faults at once. Exit code 0 or 2."""
     from histoquant.batch import check_study
-    from histoquant.inputs import load
+    from histoquant.inputs import load, load_assays
 
-    checked = load(study, recipe, allow_outside=allow_outside, cells=False)
-    if checked.recipe.panel:
-        sound, failures = check_study(checked)
+    _needs_recipe(study, recipe, "check")
+    if recipe is None:
+        from histoquant.assays import check_assays
+
+        assays = load_assays(study, allow_outside=allow_outside)
+        sound, failures = check_assays(assays)
+        n_slides = sum(len(each.study.included) for each in assays.values())
     else:
-        from histoquant.infarct import check_infarct
+        checked = load(study, recipe, allow_outside=allow_outside, cells=False)
+        n_slides = len(checked.study.included)
+        if checked.recipe.panel:
+            sound, failures = check_study(checked)
+        else:
+            from histoquant.infarct import check_infarct
 
-        failures = check_infarct(checked)
-        faulty = {failure.slide for failure in failures}
-        sound = [row.slide_id for row in checked.taken if row.slide_id not in faulty]
+            failures = check_infarct(checked)
+            faulty = {failure.slide for failure in failures}
+            sound = [row.slide_id for row in checked.taken if row.slide_id not in faulty]
     tell = Printer(quiet, None)
     if json_:
         print(json.dumps({"sound": sound, "faults": [vars(failure) for failure in failures]}, indent=2))
     for failure in () if json_ else failures:
         print(f"{failure.slide}: {failure.error} {failure.remedy}", file=sys.stderr)
-    n_slides = len(checked.study.included)
     if not json_:
         tell(f"{len(sound)} of {n_slides} slide(s) can be analysed; {len(failures)} fault(s).")
     raise typer.Exit(2 if failures else 0)
@@ -94,11 +109,12 @@ def check(
 @app.command(
     epilog="Example:  histoquant run study.csv --recipe recipe.toml --out results --workers 2\n\n"
     "A scanner's folder:  histoquant run study.csv -r recipe.toml -o results --watch --until-idle 60\n\n"
+    "Several assays, each row with its recipe in a column 'recipe':  histoquant run study.csv --out results\n\n"
     "The same again:  histoquant run --repeat results --out results_again"
 )
 def run(
     study: Annotated[Path | None, typer.Argument(help="The sample sheet (CSV).", show_default=False)] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="The recipe (TOML).")] = None,
+    recipe: SheetRecipe = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; an earlier run is resumed.")] = None,
     workers: Workers = None,
     memory: Annotated[
@@ -148,16 +164,22 @@ def run(
             raise InputError(f"{name} does not go with --repeat, which takes all from the run.", "Leave it out.")
         _repeat(repeat, out or repeat.with_name(f"{repeat.resolve().name}_repeat"), settings, tell, json_)
         return
-    needed = {"STUDY": study, "--recipe": recipe, "--out": out}
-    for name in [name for name, value in needed.items() if value is None]:
-        raise InputError(
-            f"run needs {name}.", "For example: histoquant run study.csv --recipe recipe.toml --out results"
-        )
+    for name in [name for name, value in {"STUDY": study, "--out": out}.items() if value is None]:
+        raise InputError(f"run needs {name}.", f"For example: {EXAMPLE}")
     assert study is not None
-    assert recipe is not None
     assert out is not None
+    _needs_recipe(study, recipe, "run")
     settings |= {"fresh": fresh}
-    if watch:
+    if recipe is None:
+        if watch:
+            raise InputError("--watch takes slides of one assay.", "Give its recipe, and a sheet of its slides.")
+        from histoquant.assays import run_assays
+        from histoquant.inputs import load_assays
+
+        assays = load_assays(study, allow_outside=allow_outside)
+        with tell.progress("run") as show:
+            outcome = run_assays(assays, out, command=sys.argv, progress=show, **settings)
+    elif watch:
         from histoquant.watch import Watch, follow
 
         watched = Watch(
@@ -184,6 +206,16 @@ def run(
         failures = [vars(failure) for failure in outcome.failures]
         print(json.dumps({"out": str(out), "failures": failures, "notes": outcome.notes}, indent=2))
     _report(outcome, tell)
+
+
+def _needs_recipe(study: Path, recipe: Path | None, command: str) -> None:
+    """Refuse a study whose recipe nobody names: neither the command nor a column of its sheet."""
+    from histoquant.inputs import names_recipes
+
+    if recipe is None and not names_recipes(study):
+        raise InputError(
+            f"{command} needs --recipe.", f"For example: {EXAMPLE} (or name one for each row in a column 'recipe')."
+        )
 
 
 def _analyse(checked: Checked, out: Path, settings: dict[str, Any], tell: Printer) -> Outcome:
@@ -222,8 +254,9 @@ def _report(outcome: Outcome, tell: Printer) -> None:
     if len(failed) == outcome.n_slides:
         raise typer.Exit(2 if all(failure.stage == "check" for failure in outcome.failures) else 1)
     tell(f"Report:   {outcome.root / 'report.html'}")
-    tell(f"Groups:   {outcome.root / 'tables' / 'groups.csv'}")
+    runs = outcome.root / "assays" / "*" if (outcome.root / "assays").is_dir() else outcome.root
+    tell(f"Groups:   {runs / 'tables' / 'groups.csv'}")
     tell(f"Effects:  {outcome.root / 'tables' / 'statistics.csv'}")
-    tell(f"Pictures: {outcome.root / 'slides' / '*' / 'overview.png'}")
+    tell(f"Pictures: {runs / 'slides' / '*' / 'overview.png'}")
     if failed:
         raise typer.Exit(1)

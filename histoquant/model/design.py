@@ -6,8 +6,25 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Measure = Literal["density_per_mm2", "fraction_positive", "percent_area", "total_cells", "total_profiles"]
-"""Values that an animal has of a marker in a region; each is an endpoint. Totals need ``[count.stereology]``."""
+Measure = Literal[
+    "density_per_mm2",
+    "fraction_positive",
+    "percent_area",
+    "total_cells",
+    "total_profiles",
+    "direct_mm3",
+    "indirect_mm3",
+    "ratio_mm3",
+    "indirect_percent_hemisphere",
+    "swelling_percent",
+]
+"""Values that an animal has of a marker in a region; each is an endpoint. Totals need ``[count.stereology]``; volumes,
+their share of the hemisphere and swelling are of infarcts."""
+
+INFARCT, BRAIN = "infarct", "brain"
+"""What stands for marker and region of infarct volumes, so that they are endpoints like the others."""
+
+INFARCT_MEASURES = ("direct_mm3", "indirect_mm3", "ratio_mm3", "indirect_percent_hemisphere", "swelling_percent")
 
 Test = Literal["means", "ranks", "permutation", "mixed"]
 
@@ -74,7 +91,9 @@ class Endpoint(BaseModel):
     marker: str = Field(min_length=1, title="Marker", description="Of the panel, or a double label 'A+B'.")
     region: str = Field(min_length=1, title="Region", description="Name of a counted region, drawn or derived.")
     measure: Measure = Field(
-        "density_per_mm2", title="Measure", description="Which value of the animal; totals need [count.stereology]."
+        "density_per_mm2",
+        title="Measure",
+        description="Which value of the animal; totals need [count.stereology], volumes [infarct].",
     )
 
     @property

@@ -59,6 +59,22 @@ class Positive(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Translocation(BaseModel):
+    """When a marker is in the nucleus rather than round it: by its ratio in control sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    control: tuple[str, ...] = Field(
+        min_length=1,
+        title="Control kinds",
+        description="Values of the control column: sections that are stained, of animals in which the marker rests in "
+        "the cytoplasm (naive, sham). Sections without stain have no ratio.",
+    )
+    quantile: float = Field(
+        0.95, gt=0, lt=1, title="Quantile", description="Of the ratios of the batch's control cells; above it is in."
+    )
+
+
 class Marker(BaseModel):
     """One marker of the panel: data, not code."""
 
@@ -77,6 +93,12 @@ class Marker(BaseModel):
         None,
         title="Grades",
         description="Cuts of 1+, 2+ and 3+ for an H-score: the marker's value from which a cell is of each grade.",
+    )
+    translocation: Translocation | None = Field(
+        None,
+        title="Translocation",
+        description="Count cells whose nucleus shows more of the marker, relative to the ring round it, than control "
+        "cells do (NF-kB p65).",
     )
     orphans: bool = Field(
         False, title="Orphans", description="Also find objects of this marker that lie on no nucleus (TUNEL bodies)."

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from histoquant.errors import RecipeError, raise_all
-from histoquant.model.design import Arrive, Endpoint, Statistics, Stereology
+from histoquant.model.design import BRAIN, INFARCT, INFARCT_MEASURES, Arrive, Endpoint, Statistics, Stereology
 from histoquant.model.infarct import InfarctSettings
 from histoquant.model.panel import Marker, Panel, called_markers, channel_of, counterstain_of, named_stains
 from histoquant.model.region_rule import RegionRule
@@ -194,6 +194,14 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
         if not self.panel and self.infarct is not None:
+            for endpoint in self.statistics.declared:
+                if (endpoint.marker, endpoint.region) != (INFARCT, BRAIN) or endpoint.measure not in INFARCT_MEASURES:
+                    raise ValueError(
+                        f"statistics: {endpoint.name} in {endpoint.region} is no endpoint of infarcts, which have "
+                        f"marker = '{INFARCT}', region = '{BRAIN}' and as measure {', '.join(INFARCT_MEASURES)}"
+                    )
+            if self.statistics.test == "mixed":
+                raise ValueError("statistics.test: 'mixed' nests sections in animals; a brain has one volume")
             return self
         counterstains = [name for name, marker in self.panel.items() if marker.role == "counterstain"]
         if self.spines is not None:
@@ -223,10 +231,22 @@ class Recipe(BaseModel):
         for endpoint in self.statistics.declared:
             if endpoint.marker not in counted:
                 raise ValueError(f"statistics: '{endpoint.marker}' is not counted; known are {', '.join(counted)}")
+            if endpoint.measure in INFARCT_MEASURES:
+                raise ValueError(f"statistics: '{endpoint.measure}' is measured by recipes with [infarct] only")
         for marker in self.count.stereology.heights if self.count.stereology else ():
             if marker and marker not in counted:
                 raise ValueError(f"count.stereology.object_height_um: '{marker}' is not counted")
         return self
+
+    @property
+    def compared(self) -> Statistics:
+        """What is compared: `statistics`; the volume that ``[infarct]`` declares is primary where nothing else is."""
+        if self.infarct is None or self.statistics.primary is not None:
+            return self.statistics
+        named = {"marker": INFARCT, "region": BRAIN, "measure": f"{self.infarct.primary}_mm3"}
+        volume = Endpoint.model_validate(named)
+        rest = tuple(one for one in self.statistics.secondary if one != volume)
+        return self.statistics.model_copy(update={"primary": volume, "secondary": rest})
 
     @property
     def segmented(self) -> tuple[str, ...]:
@@ -270,8 +290,9 @@ class Recipe(BaseModel):
         if self.infarct is None:  # recipes of cells keep the fingerprint they had before there were others
             del content["infarct"]
         for marker in content["panel"].values():
-            if marker["grades"] is None:
-                del marker["grades"]
+            for later in ("grades", "translocation"):
+                if marker[later] is None:
+                    del marker[later]
         if self.spines is None:  # recipes of nuclei keep the fingerprint they had before there were spines
             del content["spines"]
         decides = ["result_version", "segment", "tiles", "background", "measure"]

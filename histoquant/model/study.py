@@ -25,6 +25,9 @@ OPTIONAL = (
     "exclude",
 )
 
+RECIPE = "recipe"
+"""Column of a study of several assays: the recipe of each row, a path relative to the sheet."""
+
 SHOWN = 500
 """Characters of a header that are shown in a message."""
 
@@ -99,19 +102,21 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
 
     faults: list[HistoquantError] = []
     slides: list[StudySlide] = []
-    taken: dict[str, int] = {}
-    seen: dict[tuple[str, str], int] = {}
+    taken: dict[str, dict[str, int]] = {}
+    seen: dict[tuple[str, str, str], int] = {}
     for number, row in lines[1:]:
         if len(row) > len(columns):
             faults.append(StudyError(f"{source} line {number}: more cells than columns.", "Mend that line."))
             continue
         cells = dict(zip(columns, (cell.strip() for cell in row), strict=False))
         try:
-            slide = _slide(cells, folder, taken, allow_outside)
+            # Each assay has a folder of its own, so that its slides are named for themselves.
+            ids = taken.setdefault(cells.get(RECIPE, ""), {})
+            slide = _slide(cells, folder, ids, allow_outside)
         except StudyError as error:
             faults.append(StudyError(f"{source} line {number}: {error.message}", error.remedy))
             continue
-        key = (str(slide.path), slide.scene or "")
+        key = (str(slide.path), slide.scene or "", cells.get(RECIPE, ""))
         if key in seen:
             faults.append(
                 StudyError(
@@ -121,7 +126,7 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
             )
             continue
         seen[key] = number
-        taken.setdefault(slide.slide_id.casefold(), 1)
+        ids.setdefault(slide.slide_id.casefold(), 1)
         slides.append(slide)
     groups: dict[str, set[str]] = {}
     for slide in slides:
@@ -134,6 +139,12 @@ def parse_study(text: str, folder: Path, *, source: str = "study.csv", allow_out
     ]
     raise_all(faults)
     return Study(tuple(slides), folder)
+
+
+def columns_of(text: str) -> list[str]:
+    """Return the columns of a sample sheet; none when it is empty."""
+    lines = text.removeprefix("\ufeff").strip().splitlines()[:1]
+    return [cell.strip().strip('"') for cell in lines[0].split(_delimiter(text))] if lines else []
 
 
 def _delimiter(text: str) -> str:
@@ -181,7 +192,7 @@ def _slide(cells: dict[str, str], folder: Path, taken: dict[str, int], allow_out
     pixel_size_um = _number(cells, "pixel_size_um")
     if pixel_size_um is not None and not 0 < pixel_size_um < 1000:
         raise StudyError(f"pixel_size_um is {pixel_size_um:g}.", "It must be above 0 and below 1000 um.")
-    path = _inside(cells["slide"], folder, allow_outside)
+    path = inside(cells["slide"], folder, allow_outside)
     scene = cells.get("scene") or None
     return StudySlide(
         slide_id=_slide_id(path, scene, taken),
@@ -191,7 +202,7 @@ def _slide(cells: dict[str, str], folder: Path, taken: dict[str, int], allow_out
         section=cells.get("section", ""),
         section_position_um=_number(cells, "section_position_um"),
         hemisphere=cells.get("hemisphere", ""),
-        regions=_inside(regions, folder, allow_outside) if regions else None,
+        regions=inside(regions, folder, allow_outside) if regions else None,
         control=cells.get("control", ""),
         batch=cells.get("batch", ""),
         pixel_size_um=pixel_size_um,
@@ -214,8 +225,14 @@ def _number(cells: dict[str, str], name: str) -> float | None:
     return value
 
 
-def _inside(text: str, folder: Path, allow_outside: bool) -> Path:
-    """Return the path a cell names; refuse relative ones that lead out of the study's folder."""
+def inside(text: str, folder: Path, allow_outside: bool) -> Path:
+    """Return the path a cell names; refuse relative ones that lead out of the study's folder.
+
+    Raises
+    ------
+    StudyError
+        If it does, or cannot be a path.
+    """
     if "\0" in text:
         raise StudyError("a path holds a NUL character.", "Mend the path.")
     path = Path(text)

@@ -226,6 +226,23 @@ STAIN_SCORES_ANIMALS: Schema = {
 }
 """From sums over sections: counts for the H-score, densities times areas for the mean."""
 
+TRANSLOCATION: Schema = {
+    "animal": "str",
+    "group": "str",
+    "region": "str",
+    "marker": "str",
+    "n_sections": "int64",
+    "n_cells": "int64",
+    "n_above": "int64",
+    "fraction_above": "float64",
+    "median_ratio": "float64",
+    "r0": "str",
+    "flags": "str",
+}
+"""Of markers with ``translocation``, by innermost region. ``n_cells`` have a ratio of nucleus over ring, both above
+local background; ``n_above`` one above ``r0``, the quantile of the control cells of their batch (each, where there are
+several)."""
+
 RATIOS: Schema = {
     "animal": "str",
     "group": "str",
@@ -317,6 +334,10 @@ ESTIMATES: Schema = {
 }
 """What belongs to the rows of `STATISTICS` beside it. ``simultaneous``: the intervals of all groups hold together.
 ``smallest_p`` is what a test of ranks or permutations can reach at best with so few animals."""
+
+P_ALONE: Schema = {"p_alone": "float64"}
+"""In `ESTIMATES` since there are studies of several assays: p of a comparison by itself, from which families are
+adjusted."""
 
 NEXT_STUDY: Schema = {
     "endpoint": "str",

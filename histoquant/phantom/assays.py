@@ -166,7 +166,7 @@ def _ihc(
 ) -> tuple[Cells, list[Bodies], Fibres]:
     """Nuclei blue with hematoxylin, a share of them brown: weak, moderate and strong alike."""
     cells = _stained(plan, place_nuclei(plan, tissue, rng)[0], rng)
-    chance = IHC_POSITIVE * subject.factor * (1 + (subject.group == plan.facts.groups[1]) * plan.effects["dab"])
+    chance = IHC_POSITIVE * subject.factor * (1 + plan.groups.get(subject.group, 0.0) * plan.effects["dab"])
     positive = _drawn_evenly(np.full(len(cells), chance), cells.yx_um[:, 0], rng) & (not subject.control)
     _label(cells, "dab", 1, positive, rng.uniform(*IHC_LIGHT, int(positive.sum())))
     return cells, [_nuclear_bodies(cells, np.ones(len(cells), bool), rng, 0.1)], _no_fibres(2)
@@ -199,9 +199,9 @@ def _tunel(
     lesion = drawn_regions(plan)["lesion"]
     distance = distance_um(cells.yx_um, lesion)
     chance = tunel_probability(distance, TUNEL_RIM) * subject.factor
-    if subject.group == plan.facts.groups[1]:
+    if dose := plan.groups.get(subject.group, 0.0):
         # The effect is on the expected count of the zone, whole: outside it and in the core nothing changes.
-        chance = np.where((distance >= 0) & (distance < 500), chance * (1 + plan.effects["tunel"]), chance)
+        chance = np.where((distance >= 0) & (distance < 500), chance * (1 + dose * plan.effects["tunel"]), chance)
     shape = rng.choice(list(TUNEL_SHAPES), n, p=list(TUNEL_SHAPES.values()))
     positive = _drawn_evenly(chance, distance, rng)
     if subject.control == "no_tdt":
@@ -281,8 +281,8 @@ def _neurogenesis(
 ) -> tuple[Cells, list[Bodies], Fibres]:
     """Proliferating clusters in the strip below the ventricle, neuroblasts there and on their way out."""
     regions = drawn_regions(plan)
-    treated = subject.group == plan.facts.groups[1]
-    level = {marker: subject.factor * (1 + treated * effect) for marker, effect in plan.effects.items()}
+    dose = plan.groups.get(subject.group, 0.0)
+    level = {marker: subject.factor * (1 + dose * effect) for marker, effect in plan.effects.items()}
     clusters = _clusters(plan, regions["svz"], BRDU_PER_MM2[plan.assay] * level["brdu"], rng)
     places, n_clustered = place_nuclei(plan, tissue, rng, clusters)
     cells = _stained(plan, places, rng)

@@ -84,6 +84,12 @@ ASSAYS = {
 """Densities: 1,620 per mm2 is what 10 um of mouse cortex show of its neurons, 3,540 of all its nuclei."""
 
 
+def group_doses(doses: tuple[float, ...]) -> dict[str, float]:
+    """Return the treated groups of a phantom study, each with its share of the effect."""
+    named = {1: ["treated"], 2: ["low", "high"]}
+    return dict(zip(named.get(len(doses), [f"dose {i + 1}" for i in range(len(doses))]), doses, strict=True))
+
+
 @dataclass(frozen=True)
 class PhantomPlan:
     """A phantom study, apart from where it is written.
@@ -108,6 +114,8 @@ class PhantomPlan:
         Hard core: no two nuclei are closer than this many mean diameters. At the default 0.75 nuclei touch and overlap
         at the rim, as in a thin section; 0 places them as if a thick section were projected, and 5 to 8 %
         are then hidden.
+    doses : tuple of float
+        Treated groups, each with its share of the effect; (0.5, 1) makes "low" and "high".
     effect : float, optional
         True relative change in treated animals of the assay's first marker ("dcx": of DCX), -0.5 = half.
     controls : tuple of str, optional
@@ -139,6 +147,7 @@ class PhantomPlan:
     diameter_um: float | None = None
     min_distance: float = 0.75
     effect: float | None = None
+    doses: tuple[float, ...] = (1.0,)
     controls: tuple[str, ...] | None = None
     animal_cv: float = 0.18
     bits: int = 12
@@ -158,6 +167,7 @@ class PhantomPlan:
             "diameter_um": 4 <= self.diameter <= 20,
             "min_distance": 0 <= self.min_distance <= 1,
             "effect": self.effect is None or -1 <= self.effect <= 2,
+            "doses": 1 <= len(self.doses) <= 9 and all(0 <= dose <= 1 for dose in self.doses),
             "controls": set(self.control_kinds) <= set(self.known_controls),
             "animal_cv": 0 <= self.animal_cv <= 0.5,
             "bits": self.bits in (8, 12, 16),
@@ -216,6 +226,12 @@ class PhantomPlan:
         if self.effect is not None and effects:
             effects["dcx" if self.assay == "dcx" else next(iter(effects))] = self.effect
         return effects
+
+    @property
+    def groups(self) -> dict[str, float]:
+        """Groups, the reference first, each with its share of the effect."""
+        reference, *treated = self.facts.groups
+        return {reference: 0.0} | (group_doses(self.doses) if treated else {})
 
     @property
     def shape_px(self) -> tuple[int, int]:

@@ -171,7 +171,7 @@ def _slides(plan: PhantomPlan) -> list[tuple[dict[str, Any], Subject]]:
         }
         slides.append((row, Subject(len(slides), group, factor, control)))
 
-    for number, group in enumerate(plan.facts.groups):
+    for number, group in enumerate(plan.groups):
         for index, factor in enumerate(animal_factors(plan, number)):
             for section in range(1, plan.sections + 1):
                 add(f"M{number * plan.animals + index + 1}", group, section, factor, "")
@@ -327,7 +327,7 @@ def _write_effects(folder: Path, plan: PhantomPlan, counts: list[dict[str, Any]]
     groups.insert(0, "n_animals", animals.groupby(keys, sort=False)["animal"].nunique())
     groups = _with_rates(groups.reset_index())
     # Every animal has the same regions, so the change of the count is the change of the density.
-    first = groups["group"] == plan.facts.groups[0]
+    first = groups["group"] == next(iter(plan.groups))
     reference = groups[first].rename(columns={"n_positive": "before"})[[*keys[:2], "before"]]
     before = groups.merge(reference, on=keys[:2], how="left")["before"]
     change = (groups["n_positive"] / before.where(before > 0) - 1) * 100

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant.errors import InputError
+from histoquant.phantom.plan import group_doses
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-GROUPS = ("vehicle", "treated")
 
 LIVING = (172.0, 44.0, 50.0)
 PALE = (232.0, 216.0, 202.0)
@@ -47,6 +46,8 @@ class TtcPlan:
         Per group; each has one photograph of six slices.
     pixel_size_um : float
         From 20 to 200.
+    doses : tuple of float
+        Treated groups, each with its share of the effect; (0.5, 1) makes "low" and "high".
     effect : float
         Relative change of the infarct of treated animals; 0 is none. Where a lesion reaches the outline of its slice it
         changes less: what is true stands in ``truth/infarct.csv``.
@@ -71,6 +72,7 @@ class TtcPlan:
     animals: int = 3
     pixel_size_um: float = 60.0
     effect: float = 0.0
+    doses: tuple[float, ...] = (1.0,)
     lesion: float = 0.55
     swelling: float = 0.10
     tilt_deg: float = 8.0
@@ -86,6 +88,7 @@ class TtcPlan:
         within = {
             "animals": 1 <= self.animals <= 999,
             "pixel_size_um": 20 <= self.pixel_size_um <= 200,
+            "doses": 1 <= len(self.doses) <= 9 and all(0 <= dose <= 1 for dose in self.doses),
             "effect": -1 <= self.effect <= 0.5,
             "lesion": 0 <= self.lesion <= 0.8,
             "swelling": -0.3 <= self.swelling <= 0.4,
@@ -241,6 +244,7 @@ def make_ttc_phantom(out: Path, plan: TtcPlan, *, progress: Callable[[float], No
 
     out = Path(out)
     sheet = begin_study(out, shipped_recipe("ttc").read_text("utf-8"))
+    groups = {"vehicle": 0.0} | group_doses(plan.doses)
     rows: list[dict[str, Any]] = []
     slices: list[dict[str, Any]] = []
     brains: list[dict[str, Any]] = []
@@ -250,9 +254,9 @@ def make_ttc_phantom(out: Path, plan: TtcPlan, *, progress: Callable[[float], No
         else [1.0]
     )
     try:
-        for number in range(2 * plan.animals):
-            group, animal = GROUPS[number // plan.animals], f"R{number + 1}"
-            factor = float(spread[number % plan.animals]) * (1 + plan.effect * (group != GROUPS[0]))
+        for number in range(len(groups) * plan.animals):
+            group, animal = list(groups)[number // plan.animals], f"R{number + 1}"
+            factor = float(spread[number % plan.animals]) * (1 + plan.effect * groups[group])
             taken = photograph(plan, number, factor)
             Image.fromarray(taken.rgb).save(out / "slides" / f"{animal}.png")
             Image.fromarray(taken.lesion).save(out / "truth" / f"{animal}_lesion.png")
@@ -281,7 +285,7 @@ def make_ttc_phantom(out: Path, plan: TtcPlan, *, progress: Callable[[float], No
             brain |= {f"{formula}_mm3": getattr(whole, f"{formula}_mm3") for formula in FORMULAS}
             brains.append(brain | {"swelling_percent": whole.swelling_percent})
             if progress:
-                progress((number + 1) / (2 * plan.animals))
+                progress((number + 1) / (len(groups) * plan.animals))
         pd.DataFrame(slices).round(4).to_csv(out / "truth" / "slices.csv", index=False, lineterminator="\n")
         pd.DataFrame(brains).round(4).to_csv(out / "truth" / "infarct.csv", index=False, lineterminator="\n")
         pd.DataFrame(rows).to_csv(sheet, index=False, lineterminator="\n")

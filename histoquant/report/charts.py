@@ -1,16 +1,14 @@
-"""Charts as inline SVG: drawn without pyplot, text left as text, ink in the page's own colour."""
+"""Charts: every animal as a dot, curves over the threshold, effects with their intervals."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from histoquant.model.tables import records
+from histoquant.report.paper import GRID, INK, WIDTH_IN, Chart, bare, blank, drawing, finished
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,10 +18,6 @@ GROUP_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 GROUP_SHAPES = ("o", "s", "^", "D", "v", "P")
 GROUP_LINES = ("-", "--", "-.", ":")
 
-INK = "#010203"
-"""Stands for the text colour of the page, which is dark or light as the reader likes; no data has this colour."""
-GRID = "#8a8f98"
-
 MAX_NAME = 30
 MAX_FOREST = 120
 """Comparisons in one chart of effects; a page with more has them in its table only."""
@@ -31,17 +25,13 @@ FOREST_TICKS = (-90, -75, -50, -25, 0, 33, 100, 300, 900)
 """Percent; on a scale of ratios each has its mirror."""
 WIDE_FOREST = 5.0
 """Beyond this ratio the ticks next to 0 would run into each other."""
-WIDTH_IN = 9.6
 LABELS_IN = 2.35
 ROW_IN = 0.29
-
-_SVG = "{http://www.w3.org/2000/svg}"
-_HREF = "{http://www.w3.org/1999/xlink}href"
 
 
 def dots_chart(
     animals: pd.DataFrame, groups: pd.DataFrame, endpoints: Mapping[str, str], *, chart_id: str, label: str
-) -> str:
+) -> Chart:
     """Draw every animal as a dot, and each group's mean with one SD to either side.
 
     Parameters
@@ -63,15 +53,15 @@ def dots_chart(
     }
     n_rows = len(regions) * (len(names) + 1)
     titles: dict[str, str] = {}
-    with _drawing(chart_id):
+    with drawing(chart_id):
         tall = n_rows > 15  # the scale stands above as well
         height = n_rows * ROW_IN + (0.8 if tall else 0.6)
-        figure = _figure(height)
+        figure = blank(height)
         width = (WIDTH_IN - LABELS_IN - 0.15) / len(endpoints)
         for panel, (column, name) in enumerate(endpoints.items()):
             left = (LABELS_IN + panel * width) / WIDTH_IN
             axes = figure.add_axes((left, 0.28 / height, (width - 0.25) / WIDTH_IN, n_rows * ROW_IN / height))
-            _bare(axes, "x")
+            bare(axes, "x")
             axes.set_ylim(n_rows - 0.5, -0.5)
             axes.set_yticks([])
             letter = f"{'abc'[panel]})  " if len(endpoints) > 1 else ""
@@ -94,7 +84,7 @@ def dots_chart(
                 drawn[key] += 1
             if panel == 0:
                 _label_rows(axes, animals, place, regions)
-        return _inline(figure, chart_id, label, titles)
+        return finished(figure, chart_id, label, titles)
 
 
 def _jitter(nth: int) -> float:
@@ -141,7 +131,7 @@ def _label_rows(axes: Any, animals: pd.DataFrame, place: Mapping[tuple[str, str]
         axes.text(-0.03, row, f"{shown(group)}, n = {n}", **look)
 
 
-def curve_chart(curve: pd.DataFrame, column: str, name: str, *, chart_id: str, label: str) -> str:
+def curve_chart(curve: pd.DataFrame, column: str, name: str, *, chart_id: str, label: str) -> Chart:
     """Draw each group's mean against the multiple of the threshold, one panel per region.
 
     Parameters
@@ -155,14 +145,14 @@ def curve_chart(curve: pd.DataFrame, column: str, name: str, *, chart_id: str, l
     n_rows = -(-len(regions) // 3)
     n_legend = -(-len(names) // 3)
     height = 2.3 * n_rows + 0.22 * n_legend
-    with _drawing(chart_id):
-        figure = _figure(height)
+    with drawing(chart_id):
+        figure = blank(height)
         handles: dict[str, Any] = {}
         for index, region in enumerate(regions):
             left = 0.65 + (index % 3) * (WIDTH_IN - 0.2) / 3
             bottom = height - 0.22 * n_legend - 2.3 * (index // 3 + 1) + 0.45
             axes = figure.add_axes((left / WIDTH_IN, bottom / height, 2.4 / WIDTH_IN, 1.6 / height))
-            _bare(axes, "y")
+            bare(axes, "y")
             mine = curve[curve["region"] == region]
             axes.set_ylim(0, 1.08 * _top(mine[column]))
             axes.set_xticks(sorted(set(curve["factor"])))
@@ -193,10 +183,10 @@ def curve_chart(curve: pd.DataFrame, column: str, name: str, *, chart_id: str, l
             fontsize=8.5,
             borderaxespad=0,
         )
-        return _inline(figure, chart_id, label, {})
+        return finished(figure, chart_id, label, {})
 
 
-def forest_chart(rows: pd.DataFrame, groups: Sequence[str], *, chart_id: str, label: str) -> str:
+def forest_chart(rows: pd.DataFrame, groups: Sequence[str], *, chart_id: str, label: str) -> Chart:
     """Draw the change of every comparison with its interval, on a scale of ratios: halving and doubling are as far.
 
     Parameters
@@ -211,9 +201,9 @@ def forest_chart(rows: pd.DataFrame, groups: Sequence[str], *, chart_id: str, la
     edge = max(2.1, min(16.0, max(float(max(v, 1 / max(v, 1e-9))) for c in ratios.values() for v in c if v == v)))
     edge *= 1.08
     titles: dict[str, str] = {}
-    with _drawing(chart_id):
+    with drawing(chart_id):
         height = (len(rows) + len(names)) * 0.24 + 0.5
-        figure = _figure(height)
+        figure = blank(height)
         left, wide = 4.5, WIDTH_IN - 4.5 - 0.2
         axes = figure.add_axes((left / WIDTH_IN, 0.34 / height, wide / WIDTH_IN, 1 - 0.42 / height))
         axes.set_xscale("log")
@@ -258,7 +248,7 @@ def forest_chart(rows: pd.DataFrame, groups: Sequence[str], *, chart_id: str, la
                 axes.text(-0.02, y, shown(group), transform=beside, color=INK, fontsize=8.5, va="center", ha="right")
             y += 1
         axes.set_ylim(y - 0.4, -0.6)
-        return _inline(figure, chart_id, label, titles)
+        return finished(figure, chart_id, label, titles)
 
 
 def shown(name: str) -> str:
@@ -270,72 +260,3 @@ def shown(name: str) -> str:
 def _top(values: Sequence[float] | pd.Series) -> float:
     """Return the largest defined value, 1 when there is none above 0."""
     return max((float(value) for value in values if value > 0), default=1.0)
-
-
-@contextlib.contextmanager
-def _drawing(chart_id: str) -> Iterator[None]:
-    """Draw with our own settings whatever the user's are, so that the same folder gives the same page."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(), warnings.catch_warnings():
-        # Names in any script are drawn by the browser with its fonts; which of them matplotlib's has is no matter.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        mpl.rcdefaults()
-        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": chart_id, "text.parse_math": False})
-        yield
-
-
-def _figure(height_in: float) -> Any:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH_IN, height_in))
-    FigureCanvasSVG(figure)
-    return figure
-
-
-def _bare(axes: Any, grid: str) -> None:
-    """Leave only what helps to read a value."""
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-        spine.set_linewidth(0.7)
-    axes.tick_params(colors=INK, labelsize=8, width=0.7, length=3)
-    axes.ticklabel_format(style="plain", useOffset=False)
-    axes.locator_params(axis=grid, nbins=5)
-    axes.grid(axis=grid, color=GRID, linewidth=0.5, alpha=0.4)
-    axes.set_axisbelow(True)
-
-
-def _inline(figure: Any, chart_id: str, label: str, titles: Mapping[str, str]) -> str:
-    """Return a figure as an ``svg`` element for a page: ids of its own, no outside names, a tip on every dot."""
-    import xml.etree.ElementTree as ET
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    root = ET.fromstring(buffer.getvalue())  # noqa: S314 - it reads what matplotlib has just written, nothing else
-    for parent in list(root.iter()):
-        for child in list(parent):
-            # matplotlib's style element would reach the whole page.
-            if child.tag.removeprefix(_SVG) in ("metadata", "style"):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = element.tag.removeprefix(_SVG)
-        gid = element.attrib.get("id", "")
-        if gid in titles:
-            tip = ET.Element("title")
-            tip.text = "".join(letter for letter in titles[gid] if letter.isprintable())
-            element.insert(0, tip)
-        if gid:
-            element.set("id", f"{chart_id}-{gid}")
-        if _HREF in element.attrib:
-            element.set("href", element.attrib.pop(_HREF).replace("#", f"#{chart_id}-"))
-        if "clip-path" in element.attrib:
-            element.set("clip-path", element.attrib["clip-path"].replace("#", f"#{chart_id}-"))
-        if "style" in element.attrib:
-            element.set("style", element.attrib["style"].replace(INK, "currentColor"))
-    for name in ("width", "height", "version"):
-        root.attrib.pop(name, None)
-    root.attrib |= {"class": "chart", "role": "img", "aria-label": label}
-    return ET.tostring(root, encoding="unicode")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from histoquant.model.design import Arrive
@@ -23,6 +24,7 @@ from histoquant.report.markup import (
     plural,
     table,
 )
+from histoquant.report.paper import Album
 from histoquant.report.run import Run
 
 if TYPE_CHECKING:
@@ -36,6 +38,11 @@ MEASURES = {
     "percent_area": "area positive, %",
     "total_cells": "cells in all",
     "total_profiles": "profiles in all",
+    "direct_mm3": "direct, mm³",
+    "indirect_mm3": "indirect, mm³",
+    "ratio_mm3": "ratio, mm³",
+    "indirect_percent_hemisphere": "indirect, % of the hemisphere",
+    "swelling_percent": "swelling, %",
 }
 
 NBSP = "\u00a0"
@@ -43,7 +50,43 @@ NBSP = "\u00a0"
 
 NOT_PROVIDED = "not provided"
 
+INTRODUCTION = (
+    "Every group against {reference}, by animal. Change is that of the mean in percent of the mean of {reference}, "
+    "with its {level} % interval; g is the difference in pooled SDs. Tests come after the effects, and comparisons "
+    "without an effect are shown like those with one: an interval that holds 0 says which effects are still possible, "
+    "not that there is none."
+)
+
 HINT = "No comparison was made. The command 'histoquant stats' with this folder makes it."
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What comparisons have in common.
+
+    Attributes
+    ----------
+    reference : str
+        The group that the others are compared with.
+    alpha : float
+        Level of the tests.
+    groups : tuple of str
+        All groups, in the order that decides their colours.
+    """
+
+    reference: str
+    alpha: float
+    groups: tuple[str, ...]
+
+    @property
+    def level(self) -> str:
+        """Of the intervals, in percent."""
+        return exact(100 * (1 - self.alpha))
+
+    @property
+    def introduction(self) -> str:
+        """What a reader must know of the tables."""
+        return INTRODUCTION.format(reference=self.reference, level=self.level)
 
 
 def endpoint_label(endpoint: str) -> str:
@@ -60,56 +103,68 @@ def endpoint_label(endpoint: str) -> str:
     return endpoint
 
 
-def effects(run: Run) -> str:
+def effects(run: Run, album: Album) -> str:
     """Return every comparison by family, the next study's size, totals and correlations."""
     told = run.inferred.tables
     if told["statistics"].empty:
         return paragraph(HINT if not run.inferred.settings else "There is nothing to compare.")
     rows = told["statistics"].merge(told["estimates"].drop(columns=["n_a", "n_b", "hedges_g"]), on=KEYS)
     reference = run.inferred.settings.get("reference_group", run.reference_group)
-    level = exact(100 * (1 - _alpha(run)))
-    parts: list[str] = [
-        paragraph(
-            f"Every group against {reference}, by animal. Change is that of the mean in percent of the mean of "
-            f"{reference}, with its {level} % interval; g is the difference in pooled SDs. Tests come after the "
-            "effects, and comparisons without an effect are shown like those with one: an interval that holds 0 says "
-            "which effects are still possible, not that there is none."
-        )
-    ]
+    compared = Compared(reference, _alpha(run), tuple(run.group_sizes))
+    parts: list[str] = [paragraph(compared.introduction)]
     if "primary" not in set(rows["family"]):
         parts.append(
             paragraph("No primary endpoint was declared in the recipe: what follows is exploratory unless it says so.")
         )
-    for index, (family, mine) in enumerate(rows.groupby("family", sort=False)):
-        parts.append(_of_family(run, str(family), mine, f"effects-{index}", level))
-    parts += [_next_study(told["next_study"]), _totals(told["stereology"]), _correlations(told["correlations"], level)]
-    return "".join(parts)
+    parts.append(families(rows, compared, album))
+    totals, correlated = _totals(told["stereology"]), _correlations(told["correlations"], compared.level)
+    return "".join([*parts, next_study(told["next_study"]), totals, correlated])
+
+
+def families(rows: pd.DataFrame, compared: Compared, album: Album) -> str:
+    """Return chart and table of comparisons, family by family.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Comparisons with the columns of `tables.STATISTICS` and `tables.ESTIMATES`.
+    """
+    return "".join(
+        _of_family(str(family), mine, compared, album, f"effects-{index}")
+        for index, (family, mine) in enumerate(rows.groupby("family", sort=False))
+    )
 
 
 def _alpha(run: Run) -> float:
     return float(run.inferred.settings.get("statistics", {}).get("alpha", run.recipe.statistics.alpha))
 
 
-def _of_family(run: Run, family: str, rows: pd.DataFrame, chart_id: str, level: str) -> str:
+def _of_family(family: str, rows: pd.DataFrame, compared: Compared, album: Album, chart_id: str) -> str:
     several = plural(rows[["endpoint", "region"]].drop_duplicates().shape[0], "endpoint")
     parts = [f"<h3>{html(family.capitalize())} ({several})</h3>\n"]
     drawn = rows[rows["percent_change"].notna() & (rows["comparison"] != "")]
     if 0 < len(drawn) <= MAX_FOREST:
         labelled = drawn.assign(
             label=[f"{endpoint_label(row.endpoint)}, {row.region}" for row in records(drawn)],
-            group=[_group(row.comparison, run) for row in records(drawn)],
+            group=[_group(row.comparison, compared) for row in records(drawn)],
         )
-        label = f"{family} endpoints: change in percent with its {level} % interval, for every comparison"
-        groups = list(dict.fromkeys(run.groups["group"]))
-        svg = forest_chart(labelled, groups, chart_id=chart_id, label=label)
-        reference = run.inferred.settings.get("reference_group", run.reference_group)
-        note = f"Change against {reference} with its {level} % interval, on a scale of ratios."
-        parts.append(f'<figure>{svg}<figcaption class="note">{html(note)}</figcaption></figure>\n')
+        label = f"{family} endpoints: change in percent with its {compared.level} % interval, for every comparison"
+        chart = forest_chart(labelled, compared.groups, chart_id=chart_id, label=label)
+        note = f"Change against {compared.reference} with its {compared.level} % interval, on a scale of ratios."
+        parts.append(album.figure(chart, f"effects_{family}", note))
     # What is the same in every row stands once, above; the row is wide enough without it.
     adjustments = [text for text in dict.fromkeys(rows["adjustment"]) if text]
     once = len(adjustments) == 1
     caption = f"{family.capitalize()} endpoints" + (f"; p adjusted by {adjustments[0]}" if once else "")
-    headings = ["Endpoint", "Region", "Comparison", "n", "Means", f"Change [{level} % CI]", f"g [{level} % CI]"]
+    headings = [
+        "Endpoint",
+        "Region",
+        "Comparison",
+        "n",
+        "Means",
+        f"Change [{compared.level} % CI]",
+        f"g [{compared.level} % CI]",
+    ]
     headings += ["Test", "Statistic", "df", "p", "p adjusted", "Adjustment"]
     cells = [
         (
@@ -148,10 +203,9 @@ def _flags(rows: pd.DataFrame) -> str:
     return bullets(found)
 
 
-def _group(comparison: str, run: Run) -> str:
+def _group(comparison: str, compared: Compared) -> str:
     """Return the group that a comparison is about; names may hold anything, so it is looked up."""
-    ending = f" vs {run.inferred.settings.get('reference_group', run.reference_group)}"
-    return comparison.removesuffix(ending)
+    return comparison.removesuffix(f" vs {compared.reference}")
 
 
 def _p(value: float) -> str:
@@ -169,7 +223,8 @@ def _interval(value: str, low: float, high: float) -> str:
     return f"{value} [{number(low)}{NBSP}to{NBSP}{number(high)}]" if value and not math.isnan(low) else value
 
 
-def _next_study(rows: pd.DataFrame) -> str:
+def next_study(rows: pd.DataFrame) -> str:
+    """Return how many animals the next study needs; empty when nothing says."""
     if rows.empty:
         return ""
     cells = []
@@ -229,7 +284,29 @@ def _correlations(rows: pd.DataFrame, level: str) -> str:
 
 
 def left_out(run: Run) -> str:
-    """Return the exclusion log."""
+    """Return what is in no test, and the log of who left out which slide."""
+    return _not_tested(run) + _exclusion_log(run)
+
+
+def _exclusion_log(run: Run) -> str:
+    if not run.exclusion_log:
+        return ""
+    cells = [
+        (
+            entry["when"].replace("T", " ").replace("+00:00", " UTC"),
+            entry["who"],
+            entry["slide"],
+            "left out" if entry["action"] == "exclude" else "taken in again",
+            entry["reason"],
+            "yes" if entry["after_unblinding"] else "no",
+        )
+        for entry in run.exclusion_log
+    ]
+    headings = ["When", "Who", "Slide", "What", "Reason", "After unblinding"]
+    return table("Slides left out or taken in again, as the sample sheet changed", headings, cells)
+
+
+def _not_tested(run: Run) -> str:
     rows = run.inferred.tables["exclusions"]
     if rows.empty and not run.inferred.settings:
         return paragraph(HINT)
@@ -242,17 +319,28 @@ def left_out(run: Run) -> str:
 
 def arrive(run: Run) -> str:
     """Return the ARRIVE 2.0 Essential 10, filled from the run and the recipe; what is not known is said to be so."""
-    settings = run.inferred.settings.get("statistics") or run.recipe.statistics.model_dump(mode="json")
+    cells = [
+        (item, what, text or Html(f'<span class="soft">{NOT_PROVIDED}</span>')) for item, what, text in arrive_rows(run)
+    ]
+    note = "Filled from this run; what only you know is written under [statistics.arrive] of the recipe."
+    return f'<p class="note">{html(note)}</p>\n' + table(
+        "ARRIVE 2.0, the Essential 10", ["Item", "Detail", "This study"], cells, n_heads=2
+    )
+
+
+def arrive_rows(run: Run) -> list[tuple[str, str, str]]:
+    """Return items, details and what is known of them; an item's name stands in its first row only."""
+    settings = run.inferred.settings.get("statistics") or run.recipe.compared.model_dump(mode="json")
     said = Arrive.model_validate(settings.get("arrive", {}))
-    animals = run.counted.drop_duplicates("animal")
-    sizes = [f"{group}: {n}" for group, n in animals["group"].value_counts(sort=False).items()]
+    sizes = [f"{group}: {n}" for group, n in run.group_sizes.items()]
     statistics, gone = run.inferred.tables["statistics"], run.inferred.tables["exclusions"]
     primary = settings.get("primary")
     endpoints = list(dict.fromkeys(f"{endpoint_label(r.endpoint)} in {r.region}" for r in records(statistics)))
     reasons = [f"{row.level} {row.name}: {row.reason}" for row in records(gone)]
     none = "none" if run.inferred.settings else ""
+    late = [entry["slide"] for entry in run.exclusion_log if entry["after_unblinding"]]
     by_group = [f"{group}: {n}" for group, n in gone.loc[gone["group"] != "", "group"].value_counts(sort=False).items()]
-    rows: list[tuple[str, str, str]] = [
+    return [
         ("1 Study design", "Groups", "; ".join(sizes)),
         ("", "Experimental unit", "the animal"),
         ("2 Sample size", "Animals in each group", "; ".join(sizes)),
@@ -260,6 +348,7 @@ def arrive(run: Run) -> str:
         ("3 Inclusion and exclusion", "Criteria set beforehand", said.criteria),
         ("", "Excluded, with the reason", listed(reasons) or none),
         ("", "Excluded by group", "; ".join(by_group) or none),
+        ("", "Excluded or taken in after unblinding", listed(list(dict.fromkeys(late))) or none),
         ("", "n of each analysis", "in the tables of effects above" if endpoints else ""),
         ("4 Randomisation", "Method", said.randomisation),
         ("", "Confounders", said.confounders),
@@ -274,11 +363,6 @@ def arrive(run: Run) -> str:
         ("9 Experimental procedures", "What was done", said.procedures),
         ("10 Results", "Effects with intervals", "in the tables of effects above" if endpoints else ""),
     ]  # fmt: skip
-    cells = [(item, what, text or Html(f'<span class="soft">{NOT_PROVIDED}</span>')) for item, what, text in rows]
-    note = "Filled from this run; what only you know is written under [statistics.arrive] of the recipe."
-    return f'<p class="note">{html(note)}</p>\n' + table(
-        "ARRIVE 2.0, the Essential 10", ["Item", "Detail", "This study"], cells, n_heads=2
-    )
 
 
 def _name(endpoint: dict[str, str]) -> str:

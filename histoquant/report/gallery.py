@@ -46,7 +46,9 @@ def _card(run: Run, slide: str, folder: Path | None, limit: tuple[int, int]) -> 
             f'<a href="{_address(slide, name)}">{text}</a>' for name, text in files.items() if (folder / name).exists()
         ]
     caption = f'<p class="name">{html(slide)}</p>{"".join(f"<p{kind}>{html(text)}</p>" for kind, text in lines)}'
-    return f"<figure>{picture}<figcaption>{caption}<p>{' · '.join(links)}</p></figcaption></figure>\n"
+    group = "" if told is None else told["slide"].get("group", "")
+    caption += f"<p>{' · '.join(links)}</p>"
+    return f'<figure data-group="{html(group)}">{picture}<figcaption>{caption}</figcaption></figure>\n'
 
 
 def _counts(run: Run, slide: str) -> list[tuple[str, object]]:

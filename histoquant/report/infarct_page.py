@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 from histoquant.model.tables import FAILURES, INFARCT, INFARCT_GROUPS, INFARCT_SLICES, records
 from histoquant.report.charts import dots_chart
+from histoquant.report.effects import arrive, effects, left_out
 from histoquant.report.gallery import THUMBNAIL_PX, picture_of
 from histoquant.report.markup import Html, box, bullets, folded, frame_table, html, paragraph
-from histoquant.report.run import read_table
+from histoquant.report.methods import statistics_text
+from histoquant.report.page import Report, contents, section, whole_page
+from histoquant.report.paper import Album
+from histoquant.report.run import Run, read_run, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +36,8 @@ FORMULAS = (
 )
 
 
-def render_infarct(root: Path) -> str:
-    """Return the page about a folder that `histoquant infarct` wrote.
+def render_infarct(root: Path) -> Report:
+    """Return the page about a folder that `histoquant infarct` wrote, and its figures.
 
     Raises
     ------
@@ -51,26 +53,31 @@ def render_infarct(root: Path) -> str:
     slices = read_table(root / "tables" / "infarct_slices.csv", INFARCT_SLICES)
     failures = read_table(root / "failures.csv", FAILURES)
     title = state["recipe"].get("name") or "Infarct volumes"
-    parts = [f"<header><h1>{escape(title)}</h1></header>\n"]
+    album = Album()
+    parts: list[str] = []
     if len(failures):
         rows = [f"{row.slide}: {row.error} {row.remedy}" for row in records(failures)]
         parts.append(box("bad", "Failed", bullets(rows)))
     if flagged := [f"{row.animal}: {row.flags}" for row in records(animals) if row.flags]:
         parts.append(box("warn", "To look at", bullets(flagged)))
     primary = f"{settings['primary']}_mm3"
-    parts.append(_section("Volumes", _results(animals, groups, primary)))
-    parts.append(_section("Slices", _gallery(root, state, slices)))
-    parts.append(_section("Tables", _tables(animals, groups, slices)))
-    parts.append(_section("Methods", _methods(settings, state)))
-    page = Template((files("histoquant.report") / "templates" / "page.html").read_text(encoding="utf-8"))
-    return page.substitute(title=escape(f"{title} – histoquant report"), body="".join(parts))
+    run = read_run(root)
+    content = {
+        "Volumes": _results(animals, groups, primary, album),
+        "Effects": effects(run, album),
+        "Slices": _gallery(root, state, slices),
+        "Left out": left_out(run),
+        "Tables": _tables(animals, groups, slices),
+        "Methods": infarct_methods(run),
+        "ARRIVE 2.0": arrive(run),
+    }
+    keys = {name.lower().split(" ")[0]: name for name in content}
+    parts += [section(key, name, content[name]) for key, name in keys.items()]
+    head = f"<h1>{escape(title)}</h1>\n{contents(keys)}"
+    return Report(whole_page(title, head + "".join(parts)), album.files)
 
 
-def _section(name: str, content: str) -> str:
-    return f'<section id="{name.lower()}"><h2>{name}</h2>\n{content}</section>\n'
-
-
-def _results(animals: pd.DataFrame, groups: pd.DataFrame, primary: str) -> str:
+def _results(animals: pd.DataFrame, groups: pd.DataFrame, primary: str, album: Album) -> str:
     wide = groups.pivot_table(index="group", columns="endpoint", values=["mean", "sd"], sort=False, dropna=False)
     columns = [primary, "swelling_percent"]
     drawn = wide["mean"][columns].assign(region="brain", **{f"{c}_sd": wide["sd"][c] for c in columns}).reset_index()
@@ -83,7 +90,7 @@ def _results(animals: pd.DataFrame, groups: pd.DataFrame, primary: str) -> str:
     )
     shown = ["group", "endpoint", "n_animals", "mean", "sd", "percent_change", "flags"]
     named = groups.assign(endpoint=groups["endpoint"].map(LABELS))
-    return chart + frame_table("Groups, over animals", named, shown, n_heads=2)
+    return album.figure(chart, "results_infarct") + frame_table("Groups, over animals", named, shown, n_heads=2)
 
 
 def _gallery(root: Path, state: dict[str, Any], slices: pd.DataFrame) -> Html:
@@ -94,7 +101,8 @@ def _gallery(root: Path, state: dict[str, Any], slices: pd.DataFrame) -> Html:
         folder = root / "slides" / slide
         picture = picture_of(slide, folder, THUMBNAIL_PX, "outlines, midlines and infarcts") if how == "done" else ""
         caption = f'<p class="name">{html(slide)}</p>' + "".join(f"<p>{html(line)}</p>" for line in lines)
-        cards.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>\n")
+        group = own["group"].iloc[0] if len(own) else ""
+        cards.append(f'<figure data-group="{html(group)}">{picture}<figcaption>{caption}</figcaption></figure>\n')
     return Html(f'<div class="slides">\n{"".join(cards)}</div>\n')
 
 
@@ -105,7 +113,9 @@ def _tables(animals: pd.DataFrame, groups: pd.DataFrame, slices: pd.DataFrame) -
     )
 
 
-def _methods(settings: dict[str, Any], state: dict[str, Any]) -> str:
+def infarct_methods(run: Run) -> Html:
+    """Return how infarcts were measured and compared."""
+    settings = run.state["recipe"]["infarct"]
     told = (
         "Slices were found by colour, parted where they touch, and divided at a midline through the notches of the "
         "longitudinal fissure. Tissue was called pale when less than "
@@ -115,5 +125,5 @@ def _methods(settings: dict[str, Any], state: dict[str, Any]) -> str:
         else "Slices, hemispheres and lesions were drawn by a person. "
     )
     distance = f"One slice stands for {settings['slice_thickness_um'] / 1000:g} mm. "
-    by = f"histoquant {state['histoquant']}. "
-    return paragraph(told + distance + FORMULAS.format(primary=settings["primary"]) + " " + by)
+    by = f"Measured with histoquant {run.state['histoquant']}. "
+    return paragraph(f"{told}{distance}{FORMULAS.format(primary=settings['primary'])} {by}{statistics_text(run)}")

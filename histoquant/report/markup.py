@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape, unescape
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 THIN = "\u202f"
 """Narrow no-break space between thousands and before units."""
+
+MANY_COLUMNS = 14
+"""A table with more is printed across the sheet."""
 
 HEADINGS = {
     "slide_id": "Slide",
@@ -145,8 +149,9 @@ def table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[object]
         body.append(f"<tr>{''.join(parts)}</tr>\n")
     if not cells:
         body.append(f'<tr><td colspan="{len(columns)}">no rows</td></tr>\n')
+    kind = "wide many" if len(columns) > MANY_COLUMNS else "wide"
     return Html(
-        f'<div class="wide"><table><caption>{html(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="{kind}"><table><caption>{html(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{''.join(body)}</tbody></table></div>\n"
     )
 
@@ -162,6 +167,11 @@ def frame_table(caption: str, frame: pd.DataFrame, columns: Sequence[str], *, n_
     return table(caption, headings, [tuple(row) for row in rows], n_heads=n_heads)
 
 
+def text_of(content: Html) -> str:
+    """Return the text of HTML without its tags."""
+    return unescape(re.sub(r"<[^>]*>", "", content)).strip()
+
+
 def bullets(items: Iterable[object]) -> Html:
     """Return an unordered list."""
     return Html(f"<ul>{''.join(f'<li>{html(item)}</li>' for item in items)}</ul>\n")
@@ -170,6 +180,12 @@ def bullets(items: Iterable[object]) -> Html:
 def paragraph(text: object) -> Html:
     """Return a paragraph."""
     return Html(f"<p>{html(text)}</p>\n")
+
+
+def facts(items: dict[str, object]) -> Html:
+    """Return a list of names with their values; those without a value are left out."""
+    entries = "".join(f"<dt>{html(name)}</dt><dd>{html(value)}</dd>" for name, value in items.items() if html(value))
+    return Html(f'<dl class="facts">{entries}</dl>\n')
 
 
 def folded(summary: str, content: str) -> Html:

@@ -23,7 +23,7 @@ def methods_text(run: Run) -> str:
         "sections, its fraction the sum of positive over the sum of all cells; groups are given as mean ± SD of their "
         "animals.",
         _sampling(run),
-        _statistics(run),
+        statistics_text(run),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -50,7 +50,7 @@ def _sampling(run: Run) -> str:
     return f"{sentence}; profiles in neighbouring sections were not corrected for."
 
 
-def _statistics(run: Run) -> str:
+def statistics_text(run: Run) -> str:
     """Return what was tested how; empty when nothing was."""
     table = run.inferred.tables["statistics"]
     tested = table[table["test"] != ""]

@@ -23,12 +23,16 @@ from histoquant.model.tables import (
     EXCLUSIONS,
     FAILURES,
     GROUPS,
+    INFARCT,
+    INFARCT_GROUPS,
     NEXT_STUDY,
+    P_ALONE,
     REGIONS,
     SENSITIVITY,
     STAIN_SCORES_ANIMALS,
     STATISTICS,
     STEREOLOGY,
+    TRANSLOCATION,
     UNMATCHED,
     Schema,
     empty,
@@ -49,8 +53,14 @@ REST = (OUTSIDE, MASKED)
 RERUN = "Run the same command again; it goes on where it stopped."
 
 _STATE_KEYS = ("state", "recipe", "slides")
+_INFARCT_PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "notes", "warnings")
 _PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "segmenter", "thresholds", "notes", "warnings")
 
+
+EXCLUSION_LOG = "exclusions.jsonl"
+"""File of a run folder in which `histoquant.exclusions` notes what was left out by whom and when."""
+
+_ENTRY_KEYS = ("when", "who", "action", "slide", "reason", "after_unblinding")
 
 INFERRED: dict[str, Schema] = {
     "statistics": STATISTICS,
@@ -100,7 +110,7 @@ class Run:
     state : dict
         The content of ``run.json``.
     failures, regions, animals, groups, sensitivity : DataFrame
-        As `histoquant.model.tables` lists them.
+        As `histoquant.model.tables` lists them; without rows in a run of infarcts, all but the failures.
     provenance : slide_id -> dict
         Of the slides that were analysed, in the order of the sample sheet.
     reviewed : Reviewed or None
@@ -124,6 +134,12 @@ class Run:
         return read_table(path, STAIN_SCORES_ANIMALS) if path.is_file() else empty(STAIN_SCORES_ANIMALS)
 
     @cached_property
+    def translocation(self) -> pd.DataFrame:
+        """Shares of cells with a marker in the nucleus; no rows without markers that say when."""
+        path = self.root / "tables" / "translocation.csv"
+        return read_table(path, TRANSLOCATION) if path.is_file() else empty(TRANSLOCATION)
+
+    @cached_property
     def inferred(self) -> Inferred:
         """What `stats` made of the run; empty tables when it did not.
 
@@ -140,6 +156,11 @@ class Run:
         }
         return Inferred(tables, _json(path, ("statistics", "reference_group")) if path.is_file() else {})
 
+    @cached_property
+    def exclusion_log(self) -> list[dict[str, Any]]:
+        """Who left out which slide, when and why, oldest first."""
+        return read_exclusion_log(self.root)
+
     @property
     def counted(self) -> pd.DataFrame:
         """Rows of the regions table that enter the animals: those of slides that are no control."""
@@ -150,10 +171,23 @@ class Run:
         """Counted markers and double labels, in the order of the tables."""
         return list(dict.fromkeys(self.regions["marker"]))
 
+    @cached_property
+    def infarct(self) -> pd.DataFrame:
+        """Volumes by animal of a run of infarcts."""
+        return read_table(self.root / "tables" / "infarct.csv", INFARCT)
+
+    @cached_property
+    def group_sizes(self) -> dict[str, int]:
+        """Number of animals by group, in the order of the tables."""
+        animals = self.infarct if self.recipe.infarct is not None else self.animals
+        return {str(k): int(n) for k, n in animals.groupby("group", sort=False)["animal"].nunique().items()}
+
     @property
     def reference_group(self) -> str:
         """The group that the others are compared with; empty when nothing was counted."""
-        return "" if self.groups.empty else str(self.groups["reference_group"].iloc[0])
+        of_infarcts = self.recipe.infarct is not None
+        groups = read_table(self.root / "tables" / "infarct_groups.csv", INFARCT_GROUPS) if of_infarcts else self.groups
+        return "" if groups.empty else str(groups["reference_group"].iloc[0])
 
 
 def read_run(root: Path) -> Run:
@@ -164,6 +198,8 @@ def read_run(root: Path) -> Run:
     InputError
         If it holds no finished run, or a file of it is missing or damaged.
     """
+    if (root / "study.json").is_file():
+        raise InputError(f"'{root}' holds several runs.", f"Name one of those in '{root / 'assays'}'.")
     if not (root / "run.json").is_file():
         raise InputError(f"'{root}' holds no run: there is no run.json.", "Name the folder given to run as --out.")
     state = _json(root / "run.json", _STATE_KEYS)
@@ -174,17 +210,22 @@ def read_run(root: Path) -> Run:
     missing = [slide for slide in slides if slide not in held]
     if missing:
         raise InputError(f"The run in '{root}' lacks the folder of slide {', '.join(missing)}.", RERUN)
+    recipe = build_recipe(state["recipe"], source="run.json")
+    of_cells = recipe.infarct is None
+    tables = {"regions": REGIONS, "animals": ANIMALS, "groups": GROUPS, "sensitivity": SENSITIVITY}
+    keys = _PROVENANCE_KEYS if of_cells else _INFARCT_PROVENANCE_KEYS
+    held_tables = {
+        name: read_table(root / "tables" / f"{name}.csv", schema) if of_cells else empty(schema)
+        for name, schema in tables.items()
+    }
     return Run(
         root,
         state,
-        build_recipe(state["recipe"], source="run.json"),
-        read_table(root / "failures.csv", FAILURES),
-        read_table(root / "tables" / "regions.csv", REGIONS),
-        read_table(root / "tables" / "animals.csv", ANIMALS),
-        read_table(root / "tables" / "groups.csv", GROUPS),
-        read_table(root / "tables" / "sensitivity.csv", SENSITIVITY),
-        {slide: _json(held[slide] / "provenance.json", _PROVENANCE_KEYS) for slide in slides},
-        _reviewed(root),
+        recipe,
+        failures=read_table(root / "failures.csv", FAILURES),
+        **held_tables,
+        provenance={slide: _json(held[slide] / "provenance.json", keys) for slide in slides},
+        reviewed=_reviewed(root) if of_cells else None,
     )
 
 
@@ -235,6 +276,29 @@ def corrections_summary(root: Path) -> dict[str, Any]:
     return _json(path, ("reviewers",)) if path.is_file() else {}
 
 
+def read_exclusion_log(root: Path) -> list[dict[str, Any]]:
+    """Return the log of exclusions of a run folder, oldest first; empty when nothing was ever left out.
+
+    Raises
+    ------
+    InputError
+        If a line of it is damaged.
+    """
+    path = root / EXCLUSION_LOG
+    if not path.exists():
+        return []
+    entries = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or not set(_ENTRY_KEYS) <= set(entry):
+                raise ValueError(f"line {number} is no entry")
+            entries.append(entry)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot use '{path}': {error}.", "Mend that line, or bring the file back.") from error
+    return entries
+
+
 def read_text(path: Path) -> pd.DataFrame:
     """Read a table as text, so that an animal called NA or 007 keeps its name, and a number its digits.
 
@@ -256,12 +320,15 @@ def read_table(path: Path, schema: Schema) -> pd.DataFrame:
     import pandas as pd
 
     text = read_text(path)
-    schema = schema | {name: kind for name, kind in CORRECTED.items() if name in text}
+    schema = schema | {name: kind for name, kind in (CORRECTED | P_ALONE).items() if name in text}
     try:
         for name in text.columns.intersection([name for name, kind in schema.items() if kind != "str"]):
-            text[name] = (
-                text[name] == "True" if schema[name] == "bool" else pd.to_numeric(text[name].where(text[name] != ""))
-            )
+            if schema[name] == "bool":
+                text[name] = text[name] == "True"
+            elif schema[name] == "float64":  # pandas 2 reads a last digit less when it is left to find the type
+                text[name] = text[name].where(text[name] != "", "nan").astype("float64")
+            else:
+                text[name] = pd.to_numeric(text[name].where(text[name] != ""))
         return shaped(text, schema)
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot use '{path}': {error}", RERUN) from error
