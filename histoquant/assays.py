@@ -35,6 +35,7 @@ from histoquant.model.tables import (
 from histoquant.report.run import read_run
 from histoquant.report.study_page import ASSAYS, STUDY, render_study
 from histoquant.runstate import Failure, Progress
+from histoquant.spine_study import check_spines, run_spines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,12 +69,20 @@ def assay_folders(root: Path) -> dict[str, Path]:
         raise InputError(f"Cannot use '{root / STUDY}': {error!r}.", "Run the study again; it goes on.") from error
 
 
+def check_any(checked: Checked) -> list[Failure]:
+    """Open every slide of a study of cells, infarcts or spines, compute nothing, and return all faults."""
+    kind = checked.recipe.kind
+    if kind == "cells":
+        return check_study(checked)[1]
+    return check_infarct(checked) if kind == "infarct" else check_spines(checked)
+
+
 def check_assays(assays: Mapping[str, Checked]) -> tuple[list[str], list[Failure]]:
     """Open every slide of every assay, compute nothing; return the sound ones and all faults."""
     sound: list[str] = []
     failures: list[Failure] = []
     for name, checked in assays.items():
-        found = check_infarct(checked) if checked.recipe.infarct is not None else check_study(checked)[1]
+        found = check_any(checked)
         faulty = {failure.slide for failure in found}
         sound += [f"{name}/{row.slide_id}" for row in checked.taken if row.slide_id not in faulty]
         failures += [_of_assay(name, failure) for failure in found]
@@ -126,8 +135,11 @@ def run_assays(
             progress(replace(now, message=f"{name}: {now.message}"))
 
         folder = out / ASSAYS / name
-        if checked.recipe.infarct is not None:
+        kind = checked.recipe.kind
+        if kind == "infarct":
             outcome = run_infarct(checked, folder, command=command, progress=told)
+        elif kind == "spines":
+            outcome = run_spines(checked, folder, workers=workers, fresh=fresh, command=command, progress=told)
         else:
             outcome = run_study(
                 checked, folder, workers=workers, limits=limits, fresh=fresh, command=command, progress=told

@@ -29,6 +29,7 @@ from histoquant.report.html import render_report
 from histoquant.report.infarct_page import render_infarct
 from histoquant.report.page import Report
 from histoquant.report.paper import FIGURE_NAMES, FIGURES
+from histoquant.report.spines_page import render_spines
 from histoquant.runstate import Failure, Progress, RunState
 from histoquant.schedule import Schedule, check_slides, workers_that_fit
 from histoquant.steps import SlideReport
@@ -166,8 +167,10 @@ def write_report(root: Path) -> Path:
     FormatError, Faults
         If journals of corrections are damaged.
     """
-    if RunFolder(root).state().get("recipe", {}).get("infarct") is not None:
-        return write_pages(root, render_infarct(root))
+    recipe = RunFolder(root).state().get("recipe", {})
+    for part, render in (("infarct", render_infarct), ("spines", render_spines)):
+        if recipe.get(part) is not None:
+            return write_pages(root, render(root))
     write_corrected(root)
     return write_pages(root, render_report(root))
 

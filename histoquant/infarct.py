@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant import __version__, store
+from histoquant.analysis.endpoints import endpoint_groups
 from histoquant.analysis.infarct import FORMULAS, SliceAreas, volumes
 from histoquant.analysis.slice_outlines import NEGATIVE, Outlined, outlined
 from histoquant.analysis.ttc import Side
@@ -25,7 +26,7 @@ from histoquant.job import Job, open_slide, release, source_hashes
 from histoquant.model.infarct import InfarctSettings
 from histoquant.model.recipe import Segment
 from histoquant.model.study import StudySlide
-from histoquant.model.tables import FAILURES, INFARCT, INFARCT_GROUPS, INFARCT_SLICES, empty, shaped
+from histoquant.model.tables import FAILURES, INFARCT, INFARCT_SLICES, empty, shaped
 from histoquant.picture import Picture, shrink
 from histoquant.readers.outlines import read_outlines, write_geojson
 from histoquant.report.infarct_page import render_infarct
@@ -222,7 +223,11 @@ def _write_tables(state: RunState, tables: Sequence[pd.DataFrame], settings: Inf
     group_of = {row.animal: row.group for row in state.checked.taken if not row.control}
     animals = animal_table(slices, settings, lost, group_of)
     store.write_csv(folder.table("infarct"), animals)
-    store.write_csv(folder.table("infarct_groups"), group_table(animals, reference_of(state.checked)))
+    endpoints = [*(f"{name}_mm3" for name in FORMULAS), "indirect_percent_hemisphere", "swelling_percent"]
+    groups = endpoint_groups(
+        animals, endpoints, reference_of(state.checked), known="direct_mm3", differences=("swelling_percent",)
+    )
+    store.write_csv(folder.table("infarct_groups"), groups)
 
 
 def animal_table(
@@ -259,29 +264,3 @@ def animal_table(
             }
         )
     return shaped(pd.DataFrame(rows), INFARCT) if rows else empty(INFARCT)
-
-
-def group_table(animals: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Return mean and SD over the animals of each group, and the change against the reference group."""
-    import pandas as pd
-
-    endpoints = [*(f"{name}_mm3" for name in FORMULAS), "indirect_percent_hemisphere", "swelling_percent"]
-    rows = []
-    for group, own in animals.groupby("group", sort=False):
-        left_out = [str(animal) for animal in own.loc[own["direct_mm3"].isna(), "animal"]]
-        told = {"group": group, "reference_group": reference, "n_animals": len(own) - len(left_out)}
-        for endpoint in endpoints:
-            mean = own[endpoint].mean()
-            before = animals.loc[animals["group"] == reference, endpoint].mean()
-            known = group != reference and before > 0 and endpoint != "swelling_percent"
-            rows.append(
-                told
-                | {
-                    "endpoint": endpoint,
-                    "mean": mean,
-                    "sd": own[endpoint].std(ddof=1),
-                    "percent_change": 100 * (mean / before - 1) if known else np.nan,
-                    "flags": f"left out, incomplete: {', '.join(left_out)}" if left_out else "",
-                }
-            )
-    return shaped(pd.DataFrame(rows), INFARCT_GROUPS) if rows else empty(INFARCT_GROUPS)

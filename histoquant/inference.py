@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histoquant import __version__, store
-from histoquant.analysis.endpoints import animal_values, animals_at_factors, infarct_values, of_endpoint, section_values
+from histoquant.analysis.endpoints import (
+    animal_values,
+    animals_at_factors,
+    infarct_values,
+    of_endpoint,
+    section_values,
+    spine_values,
+)
 from histoquant.analysis.outcomes import correlate, parse_outcomes
 from histoquant.analysis.statistics import FAMILIES, analyse
 from histoquant.analysis.stereology import total_counts
@@ -67,13 +74,13 @@ def write_statistics(root: Path, *, recipe: Recipe | None = None, outcomes: Path
 
 def _inferred(run: Run, recipe: Recipe | None, outcomes: Path | None) -> tuple[Inference, dict[str, Any]]:
     asked = run.recipe if recipe is None else recipe
-    if (asked.infarct is None) != (run.recipe.infarct is None):
-        kind = "cells" if run.recipe.infarct is None else "infarcts"
+    kind = run.recipe.kind
+    if asked.kind != kind:
         raise InputError(f"The run in '{run.root}' is of {kind}; the recipe is not.", "Give a recipe of that kind.")
     settings, sampling = asked.compared, asked.count.stereology
     reference = _reference(run, recipe)
-    if run.recipe.infarct is not None:
-        totals, values = None, infarct_values(run.infarct)
+    if kind != "cells":
+        totals, values = None, {"infarct": infarct_values, "spines": spine_values}[kind](run.by_animal)
         blocks = blocks_of(rows_of(run), settings.block) if settings.block else None
         analysis = analyse(values, settings, reference, blocks=blocks)
     else:

@@ -88,6 +88,11 @@ def repeat_run(
             "Name a new --out, or delete the folder.",
         )
     checked, journals = restated_inputs(state), _journals(root)
+    if checked.recipe.kind != "cells":
+        raise InputError(
+            f"The run in '{root}' is of {checked.recipe.kind}; only runs of cells are repeated and compared.",
+            "Run its sheet and recipe again into another folder.",
+        )
     rows = checked.taken
     faults: list[HistoquantError] = []
     for number, row in enumerate(rows):

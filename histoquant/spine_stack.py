@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,11 @@ def analyse_stack(
     voxel_um: Voxel | None = None,
     channel: str | None = None,
     traced: Path | None = None,
-    recipe: Path | None = None,
+    recipe: Recipe | Path | None = None,
+    scene: str | None = None,
+    pixel_um: float | None = None,
+    z_step_um: float | None = None,
+    about: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trace the dendrites of one stack, find their spines, and write everything into a folder.
@@ -65,20 +69,26 @@ def analyse_stack(
         Name or number; that of the recipe when not given.
     traced : Path, optional
         A person's traces, which are laid on the ridges beside them. Traced here when not given.
-    recipe : Path, optional
+    recipe : Recipe or Path, optional
         Of spines; the shipped ``spines_confocal`` (for RGB pictures ``spines_golgi``) when not given.
+    scene : str, optional
+        Of a file that holds several.
+    pixel_um, z_step_um : float, optional
+        Size of a pixel and distance of planes, each when the file does not say or is wrong.
+    about : mapping, optional
+        ``slide_id``, ``animal``, ``group`` for the tables; the file's name is ``slide_id`` when not given.
 
     Returns
     -------
     dict
         ``n_dendrites``, ``length_um``, ``n_spines``, ``spines_per_10um``, ``flags`` and ``notes``.
     """
-    slide = registry.open_slide(path)
+    slide = registry.open_slide(path, scene=scene, pixel_size_um=pixel_um)
     try:
-        told = _recipe(recipe, brightfield=slide.brightfield)
+        told = recipe_of(recipe, brightfield=slide.brightfield)
         settings = told.spines
         assert settings is not None
-        voxel = voxel_of(slide, voxel_um)
+        voxel = voxel_of(slide, voxel_um, z_step_um=z_step_um)
         marker = next(iter(told.panel.values()))
         source = channel if channel is not None else (marker.channel if marker.channel is not None else 0)
         progress("reading")
@@ -92,7 +102,7 @@ def analyse_stack(
         branches = _from_person(stack, read_traces(traced, voxel[1]), traced.name)
     progress("spines")
     found = arbor.find_spines(stack, branches, settings)
-    about = {"slide_id": _stem(path)}
+    about = {"slide_id": _stem(path)} | dict(about or {})
     dendrites, spines = arbor.tables_of(branches, found, settings, flags=flags, about=about)
     progress("writing")
     _make(out)
@@ -101,7 +111,7 @@ def analyse_stack(
     store.write_csv(out / "sholl.csv", _sholl(branches, dendrites, settings, about))
     _write_traces(out / "traces", branches, dendrites)
     length, n = float(dendrites["length_um"].sum()), len(spines)
-    title = f"{path.name}: {len(dendrites)} dendrite(s), {length:,.0f} µm, {n} spines"
+    title = f"{about['slide_id']}: {len(dendrites)} dendrite(s), {length:,.0f} µm, {n} spines"
     with store.whole_file(out / "overview.png") as file:
         draw_dendrites(
             Path(file), projection(stack), voxel[1], title=title, paths=[branch.path for branch in branches],
@@ -119,14 +129,18 @@ def analyse_stack(
         out / "provenance.json",
         {
             "histoquant": __version__,
-            "source": {"path": str(path), "sha256": [store.sha256_of(file) for file in registry.slide_files(path)]},
+            "slide": about,
+            "sources": {file.name: store.sha256_of(file) for file in registry.slide_files(path)},
+            "regions_sha256": None,
+            "pixel_size_um": voxel[1],
             "voxel_um": list(voxel),
+            "stated": [scene, pixel_um, z_step_um],
             "channel": source,
             "trace": None if traced is None else {"path": str(traced), "sha256": store.sha256_of(traced)},
             "recipe": told.model_dump(mode="json", by_alias=True),
             "fingerprint": told.fingerprint(),
             "scorer_sha256": WEIGHTS_SHA256,
-            "flags": list(flags),
+            "warnings": list(flags),
             "notes": notes,
             "caution": "Spine classes cut a continuum; report lengths and widths first.",
         },
@@ -143,27 +157,37 @@ def analyse_stack(
     }
 
 
-def _recipe(path: Path | None, *, brightfield: bool) -> Recipe:
-    source = path or shipped_recipe("spines_golgi" if brightfield else "spines_confocal")
-    try:
-        text = source.read_text("utf-8")
-    except OSError as error:
-        raise InputError(
-            f"Recipe '{source}' cannot be read ({error.strerror or error}).", "Correct --recipe."
-        ) from error
-    recipe = parse_recipe(text, source=source.name)
+def recipe_of(given: Recipe | Path | None, *, brightfield: bool) -> Recipe:
+    """Return the recipe of a stack: the given one, or the shipped one for its light.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, is not one of spines, or looks for bright dendrites in transmitted light.
+    """
+    if isinstance(given, Recipe):
+        recipe, name = given, given.name or "of the study"
+    else:
+        source = given or shipped_recipe("spines_golgi" if brightfield else "spines_confocal")
+        try:
+            text = source.read_text("utf-8")
+        except OSError as error:
+            raise InputError(
+                f"Recipe '{source}' cannot be read ({error.strerror or error}).", "Correct --recipe."
+            ) from error
+        recipe, name = parse_recipe(text, source=source.name), source.name
     if recipe.spines is None:
-        raise InputError(f"Recipe '{source.name}' has no [spines] section.", "Give a recipe of dendrites.")
+        raise InputError(f"Recipe '{name}' has no [spines] section.", "Give a recipe of dendrites.")
     if brightfield and recipe.spines.light == "bright":
         raise InputError(
-            f"The stack is brightfield (RGB), but recipe '{source.name}' looks for bright dendrites.",
+            f"The stack is brightfield (RGB), but recipe '{name}' looks for bright dendrites.",
             "Set light = 'dark' and rules = 'B' under [spines], or take the recipe spines_golgi.",
         )
     return recipe
 
 
-def voxel_of(slide: Slide, stated: Voxel | None) -> Voxel:
-    """Return depth, height and width of a voxel in um.
+def voxel_of(slide: Slide, stated: Voxel | None, *, z_step_um: float | None = None) -> Voxel:
+    """Return depth, height and width of a voxel in um: as stated, or of the file where nothing is.
 
     Raises
     ------
@@ -199,12 +223,14 @@ def voxel_of(slide: Slide, stated: Voxel | None) -> Voxel:
         pixel = slide.pixel_size_um
     except PixelSizeError as error:
         raise PixelSizeError(error.message, "Give --pixel-size-um Z Y X.") from error
-    if planes > 1 and slide.z_step_um is None:
+    step = z_step_um if z_step_um is not None else slide.z_step_um
+    if planes > 1 and step is None:
         raise PixelSizeError(
             f"Stack '{slide.name}': {planes} planes, but the file does not say how far apart they are.",
-            "Give --pixel-size-um Z Y X: without the z step no length in three dimensions is known.",
+            "Give --pixel-size-um Z Y X (in a sheet the column z_step_um): without the z step no length in three "
+            "dimensions is known.",
         )
-    return (slide.z_step_um if slide.z_step_um is not None else pixel, pixel, pixel)
+    return (step if step is not None else pixel, pixel, pixel)
 
 
 def read_stack(

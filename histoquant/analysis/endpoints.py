@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from histoquant.analysis.counting import count_animals
 from histoquant.errors import InputError
-from histoquant.model.design import BRAIN, INFARCT, INFARCT_MEASURES, Endpoint, endpoint_name
+from histoquant.model.design import (
+    BRAIN,
+    DENDRITE,
+    INFARCT,
+    INFARCT_MEASURES,
+    SPINE,
+    SPINE_MEASURES,
+    Endpoint,
+    endpoint_name,
+)
 from histoquant.model.region_set import MASKED, OUTSIDE
-from histoquant.model.tables import EXCLUSIONS, empty, records, shaped
+from histoquant.model.tables import ENDPOINT_GROUPS, EXCLUSIONS, empty, records, shaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,6 +97,67 @@ def infarct_values(animals: pd.DataFrame) -> pd.DataFrame:
         [columns.assign(measure=measure, value=animals[measure].astype(float)) for measure in INFARCT_MEASURES],
         ignore_index=True,
     )
+
+
+def spine_values(animals: pd.DataFrame) -> pd.DataFrame:
+    """Return densities, lengths and widths of every animal with the columns of `animal_values`.
+
+    Parameters
+    ----------
+    animals : DataFrame
+        As `tables.SPINE_ANIMALS` lists it. Animals that miss a stack have no values, and say so.
+    """
+    import pandas as pd
+
+    columns = animals[["animal", "group", "flags"]].assign(
+        marker=SPINE, region=DENDRITE, n_sections=animals["n_stacks"].where(animals["spines_per_10um"].notna(), 0)
+    )
+    return pd.concat(
+        [columns.assign(measure=measure, value=animals[measure].astype(float)) for measure in SPINE_MEASURES],
+        ignore_index=True,
+    )
+
+
+def endpoint_groups(
+    animals: pd.DataFrame, endpoints: Sequence[str], reference: str, *, known: str, differences: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return mean and SD over the animals of each group, and the change against the reference group.
+
+    Parameters
+    ----------
+    animals : DataFrame
+        One row per animal.
+    known : str
+        Column without a value in animals that are left out.
+    differences : sequence of str
+        Endpoints that may be about 0, of which no change in percent is told.
+
+    Returns
+    -------
+    DataFrame
+        As `tables.ENDPOINT_GROUPS` lists it.
+    """
+    import pandas as pd
+
+    rows = []
+    for group, own in animals.groupby("group", sort=False):
+        left_out = [str(animal) for animal in own.loc[own[known].isna(), "animal"]]
+        told = {"group": group, "reference_group": reference, "n_animals": len(own) - len(left_out)}
+        for endpoint in endpoints:
+            mean = own[endpoint].mean()
+            before = animals.loc[animals["group"] == reference, endpoint].mean()
+            compared = group != reference and before > 0 and endpoint not in differences
+            rows.append(
+                told
+                | {
+                    "endpoint": endpoint,
+                    "mean": mean,
+                    "sd": own[endpoint].std(ddof=1),
+                    "percent_change": 100 * (mean / before - 1) if compared else np.nan,
+                    "flags": f"left out, incomplete: {', '.join(left_out)}" if left_out else "",
+                }
+            )
+    return shaped(pd.DataFrame(rows), ENDPOINT_GROUPS) if rows else empty(ENDPOINT_GROUPS)
 
 
 def section_values(sections: pd.DataFrame) -> pd.DataFrame:

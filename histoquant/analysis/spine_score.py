@@ -19,7 +19,7 @@ from histoquant.analysis.spines import FEATURES
 from histoquant.errors import FormatError
 
 WEIGHTS = Path(__file__).with_name("spine_score.json")
-WEIGHTS_SHA256 = "2a239c1acb688e9d41503dcbc086a72a3b4ef8617f936cdfdaa9b2e0ac05d56e"
+WEIGHTS_SHA256 = "c985b46e96f84bf356e2e87e07caf2b14f445e40d4564c866e6efbad4a3c1ebc"
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,11 @@ BEYOND_UM = 1.5
 """The picture goes on so far past both ends, so that heads that lean over an end are seen whole."""
 
 APART_UM = (0.2, 0.2, 0.6)
-"""No two candidates are nearer than this along, aside and in depth."""
+"""No two candidates are nearer than this along, aside and in depth, where shafts look round."""
+
+ROUND_SMEAR, MOST_APART = 1.6, 1.5
+"""Height over width of a shaft as confocal microscopes show it. Light that is smeared more tells less apart: candidates
+stay farther off each other in proportion, up to so many times."""
 
 LEAST_ANSWER = 3.5
 """Of a candidate, in robust standard deviations of the answers far from the dendrite."""
@@ -212,7 +216,8 @@ def candidates(scene: Scene) -> Candidates:
     answer, scale = answers(scene)
     fine_s, fine_u, deep = straight.step_um
     u, w = straight.u_um, straight.w_um
-    size = [max(3, 2 * round(a / s) + 1) for a, s in zip(APART_UM, (fine_s, fine_u, deep), strict=True)]
+    wider = float(np.clip(scene.smear / ROUND_SMEAR, 1.0, MOST_APART))
+    size = [max(3, 2 * round(wider * a / s) + 1) for a, s in zip(APART_UM, (fine_s, fine_u, deep), strict=True)]
     size[2] = 1 if len(w) == 1 else size[2]
     far = answer[:, np.abs(u) > 0.75 * np.abs(u).max()]
     noise = float(1.4826 * np.median(np.abs(far - np.median(far)))) if far.size else 0.0

@@ -75,27 +75,20 @@ def check(
     json_: Json = False,
 ) -> None:
     """Open everything, compute nothing, and print all faults at once. Exit code 0 or 2."""
-    from histoquant.batch import check_study
+    from histoquant.assays import check_any, check_assays
     from histoquant.inputs import load, load_assays
 
     _needs_recipe(study, recipe, "check")
     if recipe is None:
-        from histoquant.assays import check_assays
-
         assays = load_assays(study, allow_outside=allow_outside)
         sound, failures = check_assays(assays)
         n_slides = sum(len(each.study.included) for each in assays.values())
     else:
         checked = load(study, recipe, allow_outside=allow_outside, cells=False)
         n_slides = len(checked.study.included)
-        if checked.recipe.panel:
-            sound, failures = check_study(checked)
-        else:
-            from histoquant.infarct import check_infarct
-
-            failures = check_infarct(checked)
-            faulty = {failure.slide for failure in failures}
-            sound = [row.slide_id for row in checked.taken if row.slide_id not in faulty]
+        failures = check_any(checked)
+        faulty = {failure.slide for failure in failures}
+        sound = [row.slide_id for row in checked.taken if row.slide_id not in faulty]
     tell = Printer(quiet, None)
     if json_:
         print(json.dumps({"sound": sound, "faults": [vars(failure) for failure in failures]}, indent=2))
@@ -219,6 +212,12 @@ def _needs_recipe(study: Path, recipe: Path | None, command: str) -> None:
 
 
 def _analyse(checked: Checked, out: Path, settings: dict[str, Any], tell: Printer) -> Outcome:
+    if checked.recipe.kind == "spines":
+        from histoquant.spine_study import run_spines
+
+        given = {name: settings[name] for name in ("workers", "fresh")}
+        with tell.progress("run") as show:
+            return run_spines(checked, out, command=sys.argv, progress=show, **given)
     from histoquant.batch import run_study
 
     with tell.progress("run") as show:
@@ -255,7 +254,8 @@ def _report(outcome: Outcome, tell: Printer) -> None:
         raise typer.Exit(2 if all(failure.stage == "check" for failure in outcome.failures) else 1)
     tell(f"Report:   {outcome.root / 'report.html'}")
     runs = outcome.root / "assays" / "*" if (outcome.root / "assays").is_dir() else outcome.root
-    tell(f"Groups:   {runs / 'tables' / 'groups.csv'}")
+    named = [path.name for path in sorted((outcome.root / "tables").glob("*groups.csv"))]
+    tell(f"Groups:   {runs / 'tables' / (named[0] if named else '*groups.csv')}")
     tell(f"Effects:  {outcome.root / 'tables' / 'statistics.csv'}")
     tell(f"Pictures: {runs / 'slides' / '*' / 'overview.png'}")
     if failed:

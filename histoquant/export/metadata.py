@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from histoquant.report.effects import NOT_PROVIDED, arrive_rows
-from histoquant.report.infarct_page import infarct_methods
+from histoquant.report.kinds import METHODS
 from histoquant.report.markup import text_of
-from histoquant.report.methods import methods_text
 from histoquant.report.run import Run
 
 
@@ -36,7 +35,7 @@ def rembi_metadata(run: Run) -> dict[str, Any]:
     unknown = NOT_PROVIDED
     slides = run.provenance
     rows = {row["slide_id"]: row for row in run.state.get("rows", [])}
-    method = text_of(infarct_methods(run)) if run.recipe.infarct is not None else methods_text(run)
+    method = text_of(METHODS[run.recipe.kind](run))
     return {
         "guideline": "REMBI (Sarkans et al. 2021)",
         "study": {

@@ -24,6 +24,13 @@ KINDS = {
 OF_CELLS = ("geojson", "anndata", "spatialdata")
 
 
+INSTEAD = {
+    "infarct": "Its outlines are in slides/<id>/outlines.geojson, which QuPath opens.",
+    "spines": "Its traces are in slides/<id>/traces, in SWC, which neuron viewers open.",
+}
+"""What runs of no cells have in place of them."""
+
+
 def export_run(
     root: Path, kind: str, out: Path | None = None, *, progress: Callable[[int, int, str], None] = lambda *_: None
 ) -> list[Path]:
@@ -55,11 +62,8 @@ def export_run(
     if kind not in KINDS:
         raise InputError(f"There is no export '{kind}'.", f"Choose one of {', '.join(KINDS)}.")
     run = read_run(root)
-    if kind in OF_CELLS and run.recipe.infarct is not None:
-        raise InputError(
-            f"The run in '{root}' is of infarcts: it has no cells.",
-            "Its outlines are in slides/<id>/outlines.geojson, which QuPath opens.",
-        )
+    if kind in OF_CELLS and run.recipe.kind != "cells":
+        raise InputError(f"The run in '{root}' is of {run.recipe.kind}: it has no cells.", INSTEAD[run.recipe.kind])
     folder = root / "export" if out is None else out
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,14 +17,23 @@ Measure = Literal[
     "ratio_mm3",
     "indirect_percent_hemisphere",
     "swelling_percent",
+    "spines_per_10um",
+    "dendrite_length_um",
+    "spine_length_um",
+    "head_width_um",
 ]
 """Values that an animal has of a marker in a region; each is an endpoint. Totals need ``[count.stereology]``; volumes,
-their share of the hemisphere and swelling are of infarcts."""
+their share of the hemisphere and swelling are of infarcts; what has um is of dendrites."""
 
 INFARCT, BRAIN = "infarct", "brain"
 """What stands for marker and region of infarct volumes, so that they are endpoints like the others."""
 
 INFARCT_MEASURES = ("direct_mm3", "indirect_mm3", "ratio_mm3", "indirect_percent_hemisphere", "swelling_percent")
+
+SPINE, DENDRITE = "spine", "dendrite"
+"""What stands for marker and region of spines."""
+
+SPINE_MEASURES = ("spines_per_10um", "dendrite_length_um", "spine_length_um", "head_width_um")
 
 Test = Literal["means", "ranks", "permutation", "mixed"]
 
@@ -93,7 +102,7 @@ class Endpoint(BaseModel):
     measure: Measure = Field(
         "density_per_mm2",
         title="Measure",
-        description="Which value of the animal; totals need [count.stereology], volumes [infarct].",
+        description="Which value of the animal; totals need [count.stereology], volumes [infarct], lengths [spines].",
     )
 
     @property

@@ -14,7 +14,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from histoquant.errors import RecipeError, raise_all
-from histoquant.model.design import BRAIN, INFARCT, INFARCT_MEASURES, Arrive, Endpoint, Statistics, Stereology
+from histoquant.model.design import (
+    BRAIN,
+    DENDRITE,
+    INFARCT,
+    INFARCT_MEASURES,
+    SPINE,
+    SPINE_MEASURES,
+    Arrive,
+    Endpoint,
+    Statistics,
+    Stereology,
+)
 from histoquant.model.infarct import InfarctSettings
 from histoquant.model.panel import Marker, Panel, called_markers, channel_of, counterstain_of, named_stains
 from histoquant.model.region_rule import RegionRule
@@ -194,19 +205,13 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
         if not self.panel and self.infarct is not None:
-            for endpoint in self.statistics.declared:
-                if (endpoint.marker, endpoint.region) != (INFARCT, BRAIN) or endpoint.measure not in INFARCT_MEASURES:
-                    raise ValueError(
-                        f"statistics: {endpoint.name} in {endpoint.region} is no endpoint of infarcts, which have "
-                        f"marker = '{INFARCT}', region = '{BRAIN}' and as measure {', '.join(INFARCT_MEASURES)}"
-                    )
-            if self.statistics.test == "mixed":
-                raise ValueError("statistics.test: 'mixed' nests sections in animals; a brain has one volume")
+            self._declares("infarcts", INFARCT, BRAIN, INFARCT_MEASURES)
             return self
         counterstains = [name for name, marker in self.panel.items() if marker.role == "counterstain"]
         if self.spines is not None:
             if [marker.role for marker in self.panel.values()] != ["dendrite"]:
                 raise ValueError("a recipe with [spines] needs a panel of one marker, with role = 'dendrite'")
+            self._declares("dendrites", SPINE, DENDRITE, SPINE_MEASURES)
             return self
         if len(counterstains) != 1:
             raise ValueError(f"the panel needs exactly one counterstain, it has {len(counterstains)}")
@@ -231,22 +236,49 @@ class Recipe(BaseModel):
         for endpoint in self.statistics.declared:
             if endpoint.marker not in counted:
                 raise ValueError(f"statistics: '{endpoint.marker}' is not counted; known are {', '.join(counted)}")
-            if endpoint.measure in INFARCT_MEASURES:
-                raise ValueError(f"statistics: '{endpoint.measure}' is measured by recipes with [infarct] only")
+            for measures, part in ((INFARCT_MEASURES, "infarct"), (SPINE_MEASURES, "spines")):
+                if endpoint.measure in measures:
+                    raise ValueError(f"statistics: '{endpoint.measure}' is measured by recipes with [{part}] only")
         for marker in self.count.stereology.heights if self.count.stereology else ():
             if marker and marker not in counted:
                 raise ValueError(f"count.stereology.object_height_um: '{marker}' is not counted")
         return self
 
+    def _declares(self, what: str, marker: str, region: str, measures: tuple[str, ...]) -> None:
+        """Refuse endpoints and tests that recipes of something else than cells do not have."""
+        for endpoint in self.statistics.declared:
+            if (endpoint.marker, endpoint.region) != (marker, region) or endpoint.measure not in measures:
+                raise ValueError(
+                    f"statistics: {endpoint.name} in {endpoint.region} is no endpoint of {what}, which have "
+                    f"marker = '{marker}', region = '{region}' and as measure {', '.join(measures)}"
+                )
+        if self.statistics.test == "mixed":
+            raise ValueError(f"statistics.test: 'mixed' nests sections in animals; of {what} an animal has one value")
+
+    @property
+    def kind(self) -> Literal["cells", "infarct", "spines"]:
+        """What the recipe measures."""
+        if self.spines is not None:
+            return "spines"
+        return "infarct" if not self.panel and self.infarct is not None else "cells"
+
     @property
     def compared(self) -> Statistics:
-        """What is compared: `statistics`; the volume that ``[infarct]`` declares is primary where nothing else is."""
-        if self.infarct is None or self.statistics.primary is not None:
+        """What is compared: `statistics`, with a primary endpoint where it names none.
+
+        Of infarcts that is the volume that ``[infarct]`` declares, of dendrites the density of spines.
+        """
+        if self.statistics.primary is not None:
             return self.statistics
-        named = {"marker": INFARCT, "region": BRAIN, "measure": f"{self.infarct.primary}_mm3"}
-        volume = Endpoint.model_validate(named)
-        rest = tuple(one for one in self.statistics.secondary if one != volume)
-        return self.statistics.model_copy(update={"primary": volume, "secondary": rest})
+        if self.spines is not None:
+            named = {"marker": SPINE, "region": DENDRITE, "measure": "spines_per_10um"}
+        elif self.infarct is not None:
+            named = {"marker": INFARCT, "region": BRAIN, "measure": f"{self.infarct.primary}_mm3"}
+        else:
+            return self.statistics
+        primary = Endpoint.model_validate(named)
+        rest = tuple(one for one in self.statistics.secondary if one != primary)
+        return self.statistics.model_copy(update={"primary": primary, "secondary": rest})
 
     @property
     def segmented(self) -> tuple[str, ...]:

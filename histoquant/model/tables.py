@@ -173,7 +173,7 @@ INFARCT: Schema = {
     "flags": "str",
 }
 
-INFARCT_GROUPS: Schema = {
+ENDPOINT_GROUPS: Schema = {
     "group": "str",
     "endpoint": "str",
     "n_animals": "int64",
@@ -395,6 +395,21 @@ DENDRITES: Schema = {
 }
 """One row per stretch of dendrite between branch points or ends; those without spines have 0. ``n_spines`` are all on
 [0, ``length_um``); ``n_included`` and ``included_length_um`` are those the recipe's rules of inclusion leave."""
+
+SPINE_ANIMALS: Schema = {
+    "animal": "str",
+    "group": "str",
+    "n_stacks": "int64",
+    "n_dendrites": "int64",
+    "dendrite_length_um": "float64",
+    "n_spines": "int64",
+    "spines_per_10um": "float64",
+    "spine_length_um": "float64",
+    "head_width_um": "float64",
+    "flags": "str",
+}
+"""Over what the recipe's rules of inclusion leave of an animal's dendrites: density is spines over length of all of
+them, not a mean of densities. Lengths and widths are means over spines."""
 
 SPINES: Schema = {
     "slide_id": "str",

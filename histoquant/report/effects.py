@@ -43,6 +43,10 @@ MEASURES = {
     "ratio_mm3": "ratio, mm³",
     "indirect_percent_hemisphere": "indirect, % of the hemisphere",
     "swelling_percent": "swelling, %",
+    "spines_per_10um": "spines per 10 µm",
+    "dendrite_length_um": "length of dendrites, µm",
+    "spine_length_um": "length of spines, µm",
+    "head_width_um": "width of heads, µm",
 }
 
 NBSP = "\u00a0"

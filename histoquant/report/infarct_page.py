@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histoquant.model.tables import FAILURES, INFARCT, INFARCT_GROUPS, INFARCT_SLICES, records
+from histoquant.model.tables import ENDPOINT_GROUPS, FAILURES, INFARCT, INFARCT_SLICES, records
 from histoquant.report.charts import dots_chart
 from histoquant.report.effects import arrive, effects, left_out
 from histoquant.report.gallery import THUMBNAIL_PX, picture_of
@@ -48,7 +48,7 @@ def render_infarct(root: Path) -> Report:
     settings = state["recipe"]["infarct"]
     animals, groups = (
         read_table(root / "tables" / f"{name}.csv", schema)
-        for name, schema in (("infarct", INFARCT), ("infarct_groups", INFARCT_GROUPS))
+        for name, schema in (("infarct", INFARCT), ("infarct_groups", ENDPOINT_GROUPS))
     )
     slices = read_table(root / "tables" / "infarct_slices.csv", INFARCT_SLICES)
     failures = read_table(root / "failures.csv", FAILURES)

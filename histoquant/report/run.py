@@ -19,16 +19,17 @@ from histoquant.model.tables import (
     CORRECTED,
     CORRELATIONS,
     DISAGREEMENTS,
+    ENDPOINT_GROUPS,
     ESTIMATES,
     EXCLUSIONS,
     FAILURES,
     GROUPS,
     INFARCT,
-    INFARCT_GROUPS,
     NEXT_STUDY,
     P_ALONE,
     REGIONS,
     SENSITIVITY,
+    SPINE_ANIMALS,
     STAIN_SCORES_ANIMALS,
     STATISTICS,
     STEREOLOGY,
@@ -53,9 +54,12 @@ REST = (OUTSIDE, MASKED)
 RERUN = "Run the same command again; it goes on where it stopped."
 
 _STATE_KEYS = ("state", "recipe", "slides")
-_INFARCT_PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "notes", "warnings")
+_OTHER_PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "notes", "warnings")
 _PROVENANCE_KEYS = ("slide", "sources", "pixel_size_um", "segmenter", "thresholds", "notes", "warnings")
 
+
+_OF_ANIMALS = {"infarct": INFARCT, "spines": SPINE_ANIMALS}
+"""Tables of animals of runs of no cells, by what they are of."""
 
 EXCLUSION_LOG = "exclusions.jsonl"
 """File of a run folder in which `histoquant.exclusions` notes what was left out by whom and when."""
@@ -110,7 +114,7 @@ class Run:
     state : dict
         The content of ``run.json``.
     failures, regions, animals, groups, sensitivity : DataFrame
-        As `histoquant.model.tables` lists them; without rows in a run of infarcts, all but the failures.
+        As `histoquant.model.tables` lists them; without rows in a run of no cells, all but the failures.
     provenance : slide_id -> dict
         Of the slides that were analysed, in the order of the sample sheet.
     reviewed : Reviewed or None
@@ -172,21 +176,23 @@ class Run:
         return list(dict.fromkeys(self.regions["marker"]))
 
     @cached_property
-    def infarct(self) -> pd.DataFrame:
-        """Volumes by animal of a run of infarcts."""
-        return read_table(self.root / "tables" / "infarct.csv", INFARCT)
+    def by_animal(self) -> pd.DataFrame:
+        """One row per animal and marker in a region; per animal in a run of infarcts or of spines."""
+        if self.recipe.kind == "cells":
+            return self.animals
+        return read_table(self.root / "tables" / f"{self.recipe.kind}.csv", _OF_ANIMALS[self.recipe.kind])
 
     @cached_property
     def group_sizes(self) -> dict[str, int]:
         """Number of animals by group, in the order of the tables."""
-        animals = self.infarct if self.recipe.infarct is not None else self.animals
-        return {str(k): int(n) for k, n in animals.groupby("group", sort=False)["animal"].nunique().items()}
+        return {str(k): int(n) for k, n in self.by_animal.groupby("group", sort=False)["animal"].nunique().items()}
 
     @property
     def reference_group(self) -> str:
         """The group that the others are compared with; empty when nothing was counted."""
-        of_infarcts = self.recipe.infarct is not None
-        groups = read_table(self.root / "tables" / "infarct_groups.csv", INFARCT_GROUPS) if of_infarcts else self.groups
+        groups, kind = self.groups, self.recipe.kind
+        if kind != "cells":
+            groups = read_table(self.root / "tables" / f"{kind}_groups.csv", ENDPOINT_GROUPS)
         return "" if groups.empty else str(groups["reference_group"].iloc[0])
 
 
@@ -211,9 +217,9 @@ def read_run(root: Path) -> Run:
     if missing:
         raise InputError(f"The run in '{root}' lacks the folder of slide {', '.join(missing)}.", RERUN)
     recipe = build_recipe(state["recipe"], source="run.json")
-    of_cells = recipe.infarct is None
+    of_cells = recipe.kind == "cells"
     tables = {"regions": REGIONS, "animals": ANIMALS, "groups": GROUPS, "sensitivity": SENSITIVITY}
-    keys = _PROVENANCE_KEYS if of_cells else _INFARCT_PROVENANCE_KEYS
+    keys = _PROVENANCE_KEYS if of_cells else _OTHER_PROVENANCE_KEYS
     held_tables = {
         name: read_table(root / "tables" / f"{name}.csv", schema) if of_cells else empty(schema)
         for name, schema in tables.items()

@@ -13,9 +13,8 @@ from histoquant.model.design import Endpoint, Statistics
 from histoquant.model.tables import ESTIMATES, EXCLUSIONS, NEXT_STUDY, STATISTICS, records
 from histoquant.report.charts import dots_chart
 from histoquant.report.effects import KEYS, Compared, endpoint_label, families, next_study
-from histoquant.report.infarct_page import infarct_methods
+from histoquant.report.kinds import METHODS
 from histoquant.report.markup import Html, box, facts, html, paragraph, plural, table
-from histoquant.report.methods import methods_text
 from histoquant.report.page import Report, contents, section, whole_page
 from histoquant.report.paper import Album
 from histoquant.report.run import RERUN, Run, read_run, read_table
@@ -139,8 +138,8 @@ def _results(runs: Mapping[str, Run], album: Album) -> str:
 
 def _animals(run: Run, endpoint: Endpoint) -> pd.DataFrame:
     """Return ``region, group, animal`` and the measure of an endpoint, where the tables of animals hold it."""
-    if run.recipe.infarct is not None:
-        rows = run.infarct.assign(region=endpoint.region)
+    if run.recipe.kind != "cells":
+        rows = run.by_animal.assign(region=endpoint.region)
     else:
         rows = run.animals
         if endpoint.measure.startswith("total_"):
@@ -191,6 +190,6 @@ def _left_out(root: Path) -> str:
 def _methods(runs: Mapping[str, Run]) -> str:
     parts: list[str] = []
     for assay, run in runs.items():
-        text = infarct_methods(run) if run.recipe.infarct is not None else paragraph(methods_text(run))
+        text = METHODS[run.recipe.kind](run)
         parts.append(f"<h3>{html(assay)}</h3>\n<blockquote>{text}</blockquote>\n")
     return "".join(parts)
