@@ -68,6 +68,7 @@ def write_spatialdata(run: Run, slide: str, path: Path) -> Path:
     """
     _needs("spatialdata")
     import geopandas
+    import pandas as pd
     import spatialdata
     from spatialdata.models import Labels2DModel, ShapesModel, TableModel
     from spatialdata.transformations import Identity, Scale
