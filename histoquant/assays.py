@@ -17,7 +17,7 @@ from histoquant import __version__, store
 from histoquant.analysis.statistics import adjust
 from histoquant.batch import NO_LIMITS, Outcome, check_study, reference_of, run_study, write_pages, write_report
 from histoquant.cluster import Limits
-from histoquant.errors import InputError
+from histoquant.errors import InputError, StoreError
 from histoquant.infarct import check_infarct, run_infarct
 from histoquant.inference import Inference, write_statistics
 from histoquant.inputs import Checked
@@ -116,6 +116,7 @@ def run_assays(
         If a folder cannot be used.
     """
     reference = _one_reference(assays)
+    _claim(out)
     store.write_json(
         out / STUDY,
         {
@@ -149,6 +150,25 @@ def run_assays(
         notes += [f"{name}: {note}" for note in outcome.notes]
     write_joint(out)
     return Outcome(out, n_slides, tuple(failures), tuple(notes))
+
+
+def _claim(out: Path) -> None:
+    """Make the folder of a study, or accept it when it is empty or holds one already.
+
+    Raises
+    ------
+    StoreError
+        If it holds something else, or cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = {entry.name for entry in out.iterdir()}
+    except OSError as error:
+        raise StoreError(f"Cannot use '{out}': {error.strerror or error}.", "Name another --out.") from error
+    if held and STUDY not in held:
+        raise StoreError(
+            f"The folder '{out}' is not empty and holds no study of several assays.", "Name an empty or new --out."
+        )
 
 
 def compare_assays(root: Path, *, outcomes: Path | None = None) -> Inference:

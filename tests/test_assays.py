@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from histoquant.assays import compare_assays, write_joint, write_reports
+from histoquant.assays import compare_assays, run_assays, write_joint, write_reports
 from histoquant.cli import app
-from histoquant.errors import HistoquantError, InputError
+from histoquant.errors import HistoquantError, InputError, StoreError
 from histoquant.inference import write_statistics
 from histoquant.inputs import load_assays
 from histoquant.phantom import JointPlan, make_joint_phantom
@@ -155,6 +155,17 @@ def test_failures_of_an_assay_stand_first_and_name_it(tmp_path):
     assert "1 slide failed" in page.text
     assert "Bad <b>file</b>." in page.text
     assert pd.read_csv(root / "failures.csv")["slide"].tolist() == ["tunel/s9"]
+
+
+def test_another_folder_is_not_taken(tmp_path):
+    rows = ["a.tif,M1,vehicle,,tunel.toml", "b.tif,c,x,no_tdt,tunel.toml"]
+    assays = load_assays(write_sheet(tmp_path, rows, tunel=CALLED))
+    with pytest.raises(StoreError, match="not empty"):
+        run_assays(assays, tmp_path)
+    other = load_assays(write_sheet(tmp_path, rows, tunel=CALLED + '[count]\nreference_group = "low"\n'))
+    with pytest.raises(InputError, match="different groups"):
+        run_assays({"a": assays["tunel"], "b": other["tunel"]}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_damaged_study_file_is_named(tmp_path):

@@ -149,6 +149,11 @@ def test_slides_as_spatialdata(run):
         spatial_element_names="labels", sdata=data, table_name="cells", how="left"
     )
     assert len(table) == 3
+    cells = run / "slides" / "s1" / "cells.parquet"
+    pd.read_parquet(cells).iloc[:0].to_parquet(cells)
+    empty = spatialdata.read_zarr(export_run(run, "spatialdata")[0])
+    assert list(empty.tables) == []
+    assert "regions" in empty
 
 
 @pytest.mark.parametrize("kind", ["anndata", "spatialdata"])

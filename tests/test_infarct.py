@@ -200,6 +200,11 @@ def test_recipe():
         parse_recipe("schema = 1\n[infarct]\n")
     with pytest.raises(RecipeError, match="Did you mean 'pale_below'"):
         parse_recipe("schema = 1\n[infarct]\nslice_thickness_um = 1000\npale_belo = 0.4\n")
+    wrong = 'schema = 1\n[infarct]\nslice_thickness_um = 1000\n[statistics]\nprimary = { marker = "infarct", region = '
+    with pytest.raises(RecipeError, match="no endpoint of infarcts"):
+        parse_recipe(wrong + '"core", measure = "ratio_mm3" }\n')
+    recipe = parse_recipe(wrong + '"brain", measure = "ratio_mm3" }\n')
+    assert recipe.compared.primary.name == "infarct_ratio_mm3"  # the declared endpoint goes before the formula
     with pytest.raises(RecipeError, match="counterstain"):
         parse_recipe("schema = 1\n")
 
@@ -231,7 +236,17 @@ def test_command(study, tmp_path):
     assert json.loads((out / "run.json").read_text())["state"] == "done"
     for name in ("overview.png", "outlines.geojson", "slices.csv", "provenance.json", "log.txt"):
         assert (out / "slides" / "R1" / name).stat().st_size > 0
-    page = (out / "report.html").read_text()
+    compared = pd.read_csv(out / "tables" / "statistics.csv").merge(pd.read_csv(out / "tables" / "estimates.csv"))
+    effects = compared.set_index("endpoint")
+    assert effects["family"].to_dict()["infarct_indirect_mm3"] == "primary"
+    assert (effects["family"] == "primary").sum() == 1
+    assert effects.loc["infarct_direct_mm3", "percent_change"] == pytest.approx(direct["percent_change"])
+    before = (out / "report.html").read_bytes()
+    for command in ("stats", "report"):
+        assert run(command, out, "--quiet").exit_code == 0
+    assert (out / "report.html").read_bytes() == before
+    assert (out / "figures" / "results_infarct.svg").is_file()
+    page = before.decode()
     assert "Indirect, mm³ (declared)" in page
     assert page.count("<img") == 4
     first = (out / "tables" / "infarct.csv").read_bytes()

@@ -54,35 +54,30 @@ def write_spatialdata(run: Run, slide: str, path: Path) -> Path:
     """Write a slide as SpatialData, and return the path.
 
     Elements: ``labels`` (the nuclei), ``regions`` (as counted) and the table ``cells``, which annotates the labels by
-    ``cell_id``; all in the coordinate system ``um``. The slide's own pixels stay where they are; its path is in the
-    table's ``uns``.
+    ``cell_id``; all in the coordinate system ``um``. Without cells there is no table. The slide's own pixels stay where
+    they are; its path is in the table's ``uns``.
 
     Raises
     ------
     MissingExtraError
         If spatialdata is not installed.
     InputError
-        If the slide has no cells, or a file of it cannot be read.
+        If a file of the slide cannot be read.
     StoreError
         If it cannot be written.
     """
     _needs("spatialdata")
     import geopandas
+    import pandas as pd
     import spatialdata
     from spatialdata.models import Labels2DModel, ShapesModel, TableModel
     from spatialdata.transformations import Identity, Scale
 
     cells = _cells(run, slide)
-    if cells.empty:
-        raise InputError(f"Slide '{slide}' has no cells.", "Export the run as anndata or geojson.")
     folder, told = run.root / "slides" / slide, run.provenance[slide]
     px = float(told["pixel_size_um"])
     regions = read_outlines(folder / "regions.geojson", px)
     labels = open_slide(folder / "labels.ome.tif")
-    table = _anndata(run, cells)
-    table.obs["element"] = "labels"
-    table.obs["element"] = table.obs["element"].astype("category")
-    table.uns["histoquant"]["slide"] = str(told["slide"].get("path", ""))
     temporary = path.with_name(f".{path.name}.part")
     try:
         elements: dict[str, Any] = {
@@ -93,8 +88,13 @@ def write_spatialdata(run: Run, slide: str, path: Path) -> Path:
                     transformations={"um": Scale([px, px], axes=("y", "x"))},
                 )
             },
-            "tables": {"cells": TableModel.parse(table, region="labels", region_key="element", instance_key="cell_id")},
         }
+        if len(cells):
+            table = _anndata(run, cells)
+            table.obs["element"] = pd.Categorical(["labels"] * len(cells))
+            table.uns["histoquant"]["slide"] = str(told["slide"].get("path", ""))
+            parsed = TableModel.parse(table, region="labels", region_key="element", instance_key="cell_id")
+            elements["tables"] = {"cells": parsed}
         if regions:
             shapes = geopandas.GeoDataFrame(
                 {"region": [region.name for region in regions]}, geometry=[region.geometry for region in regions]

@@ -58,8 +58,13 @@ def render_infarct(root: Path) -> Report:
     if len(failures):
         rows = [f"{row.slide}: {row.error} {row.remedy}" for row in records(failures)]
         parts.append(box("bad", "Failed", bullets(rows)))
-    if flagged := [f"{row.animal}: {row.flags}" for row in records(animals) if row.flags]:
-        parts.append(box("warn", "To look at", bullets(flagged)))
+    flagged: dict[str, list[str]] = {}
+    for row in records(animals):
+        for flag in filter(None, row.flags.split("; ")):
+            flagged.setdefault(flag, []).append(row.animal)
+    if flagged:
+        remarks = [f"{flag}: {', '.join(names)}" for flag, names in flagged.items()]
+        parts.append(box("warn", "To look at", bullets(remarks)))
     primary = f"{settings['primary']}_mm3"
     run = read_run(root)
     content = {
