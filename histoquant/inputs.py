@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,22 @@ from histoquant.model.study import RECIPE, Study, StudySlide, columns_of, inside
 from histoquant.store import RunFolder
 from histoquant.survey import segmenter_fingerprint, segmenter_parameters
 from histoquant.work import rules_of
+
+CELLS, KINDS = ("cells",), ("cells", "infarct", "spines")
+"""Kinds of recipes: those that most commands take, and all."""
+
+OTHER_KINDS = {
+    "cells": ("the recipe is one of cells.", "Give one with [spines] or [infarct]."),
+    "infarct": (
+        "the recipe has no panel: it measures infarcts and counts no cells.",
+        "Use histoquant infarct, or name the markers under [panel].",
+    ),
+    "spines": (
+        "the recipe is one of spines; this command counts cells.",
+        "Use histoquant run with a sheet of stacks, or histoquant spines with one stack.",
+    ),
+}
+"""What is said when a command does not take a recipe, by its kind."""
 
 MAX_SHEET_BYTES = 5_000_000
 MAX_RECIPE_BYTES = 200_000
@@ -55,14 +71,14 @@ def load(
     *,
     allow_outside: bool = False,
     more: Sequence[Mapping[str, str]] = (),
-    cells: bool = True,
+    kinds: Collection[str] = CELLS,
 ) -> Checked:
     """Read a sample sheet and a recipe.
 
     Parameters
     ----------
-    cells : bool
-        Whether cells are to be counted, so that the recipe needs a panel.
+    kinds : collection of str
+        What the recipe may be of; see `Recipe.kind`.
     more : sequence of mappings
         Further rows, by column; those whose slide the sheet lists itself are left out.
 
@@ -81,7 +97,7 @@ def load(
     except HistoquantError as error:
         faults += single_faults(error)
     try:
-        recipe = read_recipe(recipe_path, cells=cells)
+        recipe = read_recipe(recipe_path, kinds=kinds)
     except HistoquantError as error:
         faults += single_faults(error)
     if study is not None and recipe is not None:
@@ -138,7 +154,7 @@ def load_assays(study_path: Path, *, allow_outside: bool = False) -> dict[str, C
             continue
         try:
             path = inside(cell, study_path.parent, allow_outside)
-            recipe = read_recipe(path, cells=False)
+            recipe = read_recipe(path, kinds=KINDS)
         except HistoquantError as error:
             faults += single_faults(error)
             continue
@@ -203,13 +219,13 @@ def restated_inputs(state: Mapping[str, Any]) -> Checked:
     return Checked(Study(tuple(slides), folder), build_recipe(recipe, source="run.json"), files, waiting)
 
 
-def read_recipe(path: Path, *, cells: bool = True) -> Recipe:
+def read_recipe(path: Path, *, kinds: Collection[str] = CELLS) -> Recipe:
     """Read a recipe, and check that the plug-ins it names are there and take their parameters.
 
     Parameters
     ----------
-    cells : bool
-        Whether cells are to be counted, so that it needs a panel.
+    kinds : collection of str
+        What it may be of; see `Recipe.kind`.
 
     Raises
     ------
@@ -217,13 +233,10 @@ def read_recipe(path: Path, *, cells: bool = True) -> Recipe:
         Every fault of it, together.
     """
     recipe = parse_recipe(read_text(path, RecipeError, "recipe", MAX_RECIPE_BYTES), source=path.name)
+    if recipe.kind not in kinds:
+        raise RecipeError(f"{path.name}: {OTHER_KINDS[recipe.kind][0]}", OTHER_KINDS[recipe.kind][1])
     if recipe.kind == "spines":
         return recipe  # no nuclei are segmented, and none are called
-    if cells and not recipe.panel:
-        raise RecipeError(
-            f"{path.name}: the recipe has no panel: it measures infarcts and counts no cells.",
-            "Use histoquant infarct, or name the markers under [panel].",
-        )
     segmenter_parameters(recipe.segment)
     segmenter_fingerprint(recipe.segment)  # finds weights that are missing, before any slide is opened
     rules_of(recipe.panel)

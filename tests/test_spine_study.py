@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from histoquant.assays import run_assays
 from histoquant.cli import app
 from histoquant.errors import Faults, InputError
-from histoquant.inputs import load, load_assays
+from histoquant.inputs import KINDS, load, load_assays, read_recipe
 from histoquant.model import tables
 from histoquant.phantom import DendritePlan, make_dendrites, shipped_recipe
 from histoquant.repeat import repeat_run
@@ -30,7 +30,7 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(study):
     out = study.with_name("run")
-    outcome = run_spines(load(study / "study.csv", study / "recipe.toml"), out, workers=2)
+    outcome = run_spines(load(study / "study.csv", study / "recipe.toml", kinds=KINDS), out, workers=2)
     assert not outcome.failures
     return out
 
@@ -68,7 +68,7 @@ def test_animals_have_densities_and_groups_are_compared(study, finished):
 def test_a_second_start_computes_nothing_and_any_number_of_workers_gives_the_same(study, finished, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in finished.glob("slides/*/spines.csv")}
     told = []
-    checked = load(study / "study.csv", study / "recipe.toml")
+    checked = load(study / "study.csv", study / "recipe.toml", kinds=KINDS)
     run_spines(checked, finished, workers=1, progress=lambda now: told.append(now.message))
     assert told == ["4 stack(s) kept from before"]
     assert before == {p: p.stat().st_mtime_ns for p in finished.glob("slides/*/spines.csv")}
@@ -86,7 +86,9 @@ def test_a_changed_number_or_trace_is_computed_again(study, finished, tmp_path):
     if recipe.read_text() == (study / "recipe.toml").read_text():
         recipe.write_text(recipe.read_text().replace("[spines]", "[spines]\nmin_score = 0.6"))
     told = []
-    run_spines(load(study / "study.csv", recipe), out, workers=2, progress=lambda now: told.append(now.message))
+    run_spines(
+        load(study / "study.csv", recipe, kinds=KINDS), out, workers=2, progress=lambda now: told.append(now.message)
+    )
     assert not any("kept" in line for line in told)
     both = [pd.read_csv(folder / "tables" / "spines.csv")["n_spines"].sum() for folder in (out, finished)]
     assert both[0] < both[1]
@@ -117,7 +119,7 @@ def test_traces_and_steps_of_the_sheet_are_used(study, tmp_path):
     name = rows[0]["animal"]
     trace = next((folder / "truth" / f"{name}_s1" / "traces").glob("*.swc"))
     write_rows(folder / "study.csv", [rows[0] | {"trace": str(trace.relative_to(folder)), "z_step_um": "0.5"}])
-    checked = load(folder / "study.csv", folder / "recipe.toml")
+    checked = load(folder / "study.csv", folder / "recipe.toml", kinds=KINDS)
     assert check_spines(checked) == []
     run_spines(checked, tmp_path / "out", workers=1)
     told = json.loads((tmp_path / "out" / "slides" / f"{name}_s1" / "provenance.json").read_text())
@@ -137,7 +139,7 @@ def test_check_names_every_fault_of_stacks(study, tmp_path):
     write_rows(folder / "study.csv", rows)
     result = CliRunner().invoke(app, ["check", str(folder / "study.csv"), "-r", str(folder / "recipe.toml")])
     assert result.exit_code == 2
-    faults = check_spines(load(folder / "study.csv", folder / "recipe.toml"))
+    faults = check_spines(load(folder / "study.csv", folder / "recipe.toml", kinds=KINDS))
     assert [fault.slide for fault in faults] == [f"{row['animal']}_s1" for row in rows[:3]]
     assert "nowhere.swc" in faults[0].error
     assert "half" in faults[1].error
@@ -168,7 +170,7 @@ def test_endpoints_of_cells_are_refused_in_recipes_of_spines(study, tmp_path):
         + '\n[statistics.primary]\nmarker = "tunel"\nregion = "core"\nmeasure = "density_per_mm2"\n'
     )
     with pytest.raises((Faults, InputError), match="no endpoint of dendrites"):
-        load(study / "study.csv", recipe)
+        load(study / "study.csv", recipe, kinds=KINDS)
 
 
 def test_a_run_of_spines_is_not_repeated_as_one_of_cells(finished, tmp_path):
@@ -189,6 +191,6 @@ def test_spines_are_an_assay_of_a_study_of_several(study, tmp_path):
 
 
 def test_shipped_recipes_of_spines_are_of_that_kind():
-    from histoquant.inputs import read_recipe
-
-    assert {read_recipe(shipped_recipe(name)).kind for name in ("spines_confocal", "spines_golgi")} == {"spines"}
+    assert {read_recipe(shipped_recipe(name), kinds=KINDS).kind for name in ("spines_confocal", "spines_golgi")} == {
+        "spines"
+    }

@@ -28,10 +28,10 @@ def infarct(
 ) -> None:
     """Measure infarct volumes in pictures of TTC slices, or from drawn outlines. Exit code 0, 1 some failed, 2, 130."""
     from histoquant.infarct import run_infarct
-    from histoquant.inputs import load
+    from histoquant.inputs import KINDS, load
 
     tell = Printer(quiet or json_, log)
-    checked = load(study, recipe, allow_outside=allow_outside, cells=False)
+    checked = load(study, recipe, allow_outside=allow_outside, kinds=KINDS)
     with tell.progress("infarct") as show:
         outcome = run_infarct(checked, out, command=sys.argv, progress=show)
     if json_:

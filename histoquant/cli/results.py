@@ -61,14 +61,14 @@ def stats(
     from histoquant.assays import compare_assays, is_joint
     from histoquant.batch import write_report
     from histoquant.inference import as_json, lines, write_statistics
-    from histoquant.inputs import read_recipe
+    from histoquant.inputs import KINDS, read_recipe
 
     if is_joint(folder):
         if recipe is not None:
             raise InputError("--recipe is for one assay.", f"Give the folder of one, such as {folder / 'assays'}/NAME.")
         found, report = compare_assays(folder, outcomes=covariates), folder / "report.html"
     else:
-        rules = None if recipe is None else read_recipe(recipe, cells=False)
+        rules = None if recipe is None else read_recipe(recipe, kinds=KINDS)
         found = write_statistics(folder, recipe=rules, outcomes=covariates)
         report = write_report(folder)
     if json_:

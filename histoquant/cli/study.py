@@ -76,7 +76,7 @@ def check(
 ) -> None:
     """Open everything, compute nothing, and print all faults at once. Exit code 0 or 2."""
     from histoquant.assays import check_any, check_assays
-    from histoquant.inputs import load, load_assays
+    from histoquant.inputs import KINDS, load, load_assays
 
     _needs_recipe(study, recipe, "check")
     if recipe is None:
@@ -84,7 +84,7 @@ def check(
         sound, failures = check_assays(assays)
         n_slides = sum(len(each.study.included) for each in assays.values())
     else:
-        checked = load(study, recipe, allow_outside=allow_outside, cells=False)
+        checked = load(study, recipe, allow_outside=allow_outside, kinds=KINDS)
         n_slides = len(checked.study.included)
         failures = check_any(checked)
         faulty = {failure.slide for failure in failures}
@@ -194,7 +194,8 @@ def run(
     else:
         from histoquant.inputs import load
 
-        outcome = _analyse(load(study, recipe, allow_outside=allow_outside), out, settings, tell)
+        checked = load(study, recipe, allow_outside=allow_outside, kinds=("cells", "spines"))
+        outcome = _analyse(checked, out, settings, tell)
     if json_:
         failures = [vars(failure) for failure in outcome.failures]
         print(json.dumps({"out": str(out), "failures": failures, "notes": outcome.notes}, indent=2))
