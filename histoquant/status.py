@@ -111,7 +111,7 @@ def read_status(root: Path, *, at: datetime | None = None) -> RunStatus:
     state = _state(told, holder)
     slides = tuple(_slide(name, told, active=state == "running") for name in told["slides"])
     sound = [slide for slide in slides if slide.state != "failed"]
-    written = _moment(told.get("written"))
+    progressed = _moment(told.get("progressed", told.get("written")))
     return RunStatus(
         root,
         state,
@@ -122,7 +122,7 @@ def read_status(root: Path, *, at: datetime | None = None) -> RunStatus:
         sum(slide.blocks_done for slide in sound),
         sum(slide.blocks for slide in sound),
         _eta_s(told, sum(slide.blocks - slide.blocks_done for slide in sound)) if state == "running" else None,
-        None if written is None else max(0.0, ((at or datetime.now(UTC)) - written).total_seconds()),
+        None if progressed is None else max(0.0, ((at or datetime.now(UTC)) - progressed).total_seconds()),
         slides,
         dict(told.get("excluded", {})),
         tuple(told.get("notes", ())),

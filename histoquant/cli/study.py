@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoquant.cli.app import Json, Log, Outside, Quiet, Recipe, Workers, app
+from histoquant.cli.app import Cluster, Json, Log, Outside, Quiet, Recipe, Workers, app
 from histoquant.console import Printer
 from histoquant.errors import InputError
 
@@ -94,6 +94,7 @@ def check(
 @app.command(
     epilog="Example:  histoquant run study.csv --recipe recipe.toml --out results --workers 2\n\n"
     "A scanner's folder:  histoquant run study.csv -r recipe.toml -o results --watch --until-idle 60\n\n"
+    "On a cluster:  histoquant run study.csv -r recipe.toml -o results --cluster slurm.toml\n\n"
     "The same again:  histoquant run --repeat results --out results_again"
 )
 def run(
@@ -108,6 +109,7 @@ def run(
         float | None, typer.Option("--block-timeout", min=1, help="Seconds after which a block of tiles hangs.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run left in the folder.")] = False,
+    cluster: Cluster = None,
     allow_outside: Outside = False,
     repeat: Annotated[
         Path | None, typer.Option("--repeat", help="Do the run in this folder again, into --out (DIR_repeat), compare.")
@@ -135,6 +137,12 @@ def run(
 
     tell = Printer(quiet or json_, log)
     settings: dict[str, Any] = {"workers": workers, "limits": Limits(memory, block_timeout)}
+    if cluster is not None:
+        from histoquant.inputs import read_profile
+
+        for name in [name for name, value in (("--workers", workers), ("--memory", memory)) if value is not None]:
+            raise InputError(f"{name} does not go with --cluster.", f"State it in {cluster.name}.")
+        settings["profile"] = read_profile(cluster)
     watching = {
         "--until-idle": until_idle,
         "--watch-pattern": watch_pattern,
@@ -144,6 +152,7 @@ def run(
         raise InputError(f"{name} says how to watch.", "Give --watch too.")
     if repeat is not None:
         given = {"STUDY": study, "--recipe": recipe, "--fresh": fresh or None, "--watch": watch or None}
+        given |= {"--cluster": cluster}
         for name in [name for name, value in given.items() if value is not None]:
             raise InputError(f"{name} does not go with --repeat, which takes all from the run.", "Leave it out.")
         _repeat(repeat, out or repeat.with_name(f"{repeat.resolve().name}_repeat"), settings, tell, json_)
