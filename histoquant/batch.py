@@ -20,10 +20,10 @@ from histoquant.inference import write_statistics
 from histoquant.inputs import Checked
 from histoquant.job import release
 from histoquant.journal import read_journals
+from histoquant.means import Means, analysed
 from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, STAIN_SCORES, empty, shaped
 from histoquant.report.html import render_report
 from histoquant.runstate import Failure, Progress, RunState
-from histoquant.means import Means, analysed
 from histoquant.schedule import check_slides
 from histoquant.steps import SlideReport
 from histoquant.store import RunFolder

@@ -152,6 +152,7 @@ def _keep_performance(state: RunState, workers: Workers) -> None:
     import pandas as pd
 
     state.workers = workers.told()
+    path = state.path.with_name("performance.csv")
     rows = list(workers.performance.rows())
     columns = ["kind", "name", "stage", "n", "seconds", "longest_s", "peak_mb"]
-    store.write_csv(state.folder.root / "performance.csv", pd.DataFrame(rows, columns=columns), make_folder=False)
+    store.write_csv(path, pd.DataFrame(rows, columns=columns), make_folder=False)

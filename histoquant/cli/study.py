@@ -110,6 +110,9 @@ def run(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run left in the folder.")] = False,
     cluster: Cluster = None,
+    slide: Annotated[
+        str | None, typer.Option("--slide", help="Only measure this one: for job arrays. Then run without it.")
+    ] = None,
     allow_outside: Outside = False,
     repeat: Annotated[
         Path | None, typer.Option("--repeat", help="Do the run in this folder again, into --out (DIR_repeat), compare.")
@@ -152,7 +155,7 @@ def run(
         raise InputError(f"{name} says how to watch.", "Give --watch too.")
     if repeat is not None:
         given = {"STUDY": study, "--recipe": recipe, "--fresh": fresh or None, "--watch": watch or None}
-        given |= {"--cluster": cluster}
+        given |= {"--cluster": cluster, "--slide": slide}
         for name in [name for name, value in given.items() if value is not None]:
             raise InputError(f"{name} does not go with --repeat, which takes all from the run.", "Leave it out.")
         _repeat(repeat, out or repeat.with_name(f"{repeat.resolve().name}_repeat"), settings, tell, json_)
@@ -165,6 +168,11 @@ def run(
     assert study is not None
     assert recipe is not None
     assert out is not None
+    if slide is not None:
+        for name in [name for name, value in (("--fresh", fresh), ("--watch", watch)) if value]:
+            raise InputError(f"{name} does not go with --slide.", "Leave it out.")
+        _measure((study, recipe, allow_outside), slide, out, settings, tell)
+        return
     settings |= {"fresh": fresh}
     if watch:
         from histoquant.watch import Watch, follow
@@ -193,6 +201,23 @@ def run(
         failures = [vars(failure) for failure in outcome.failures]
         print(json.dumps({"out": str(out), "failures": failures, "notes": outcome.notes}, indent=2))
     _report(outcome, tell)
+
+
+def _measure(files: tuple[Path, Path, bool], slide: str, out: Path, settings: dict[str, Any], tell: Printer) -> None:
+    """Measure one slide of a study, and leave with 0, or with 1 when it failed."""
+    from histoquant.inputs import load
+    from histoquant.means import Means
+    from histoquant.slidetask import measure_slide
+
+    study, recipe, allow_outside = files
+    checked = load(study, recipe, allow_outside=allow_outside)
+    with tell.progress(slide) as show:
+        failures = measure_slide(checked, slide, out, Means(**settings), command=sys.argv, progress=show)
+    for failure in failures:
+        print(f"{failure.slide} ({failure.stage}): {failure.error} {failure.remedy}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
+    tell(f"{slide} is measured.")
 
 
 def _analyse(checked: Checked, out: Path, settings: dict[str, Any], tell: Printer) -> Outcome:

@@ -5,7 +5,17 @@ else along, and what it makes is in the run folder before anybody hears of it.
 """
 
 from histoquant.cluster.child import keep_heap, trim_heap
-from histoquant.cluster.local import PLAIN, Inline, Limits, Piece, Processes, Threads, Workers, available_memory, workers
+from histoquant.cluster.local import (
+    PLAIN,
+    Inline,
+    Limits,
+    Piece,
+    Processes,
+    Threads,
+    Workers,
+    available_memory,
+    workers,
+)
 
 __all__ = [
     "PLAIN",

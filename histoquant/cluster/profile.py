@@ -46,7 +46,9 @@ class Job(_Part):
     memory_gb: float = Field(gt=0, description="Of the whole job.")
     walltime: str = Field(description="HH:MM, HH:MM:SS or D-HH:MM:SS.")
     workers: int | None = Field(
-        None, ge=1, description="Tiles worked on at once; one per core when not given, one for each GPU where there are."
+        None,
+        ge=1,
+        description="Tiles worked on at once; one per core when not given, one for each GPU where there are.",
     )
     queue: str | None = Field(None, description="Queue or partition.")
     account: str | None = Field(None, description="Whom the time is charged to.")
