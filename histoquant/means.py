@@ -128,6 +128,7 @@ def _elsewhere(
 ) -> Iterator[Workers]:
     """Give the workers of a cluster, with as many tiles in flight on each as fit into its memory."""
     from histoquant.cluster import remote
+    from histoquant.cluster.queues import job_name
 
     def fitting(wanted: int, memory: int) -> int:
         number = workers_that_fit(extents, memory, wanted)
@@ -138,6 +139,8 @@ def _elsewhere(
     if isinstance(profile, QueueProfile):
         job = profile.job
         number = fitting(job.n_workers, job.memory_bytes)
+        state.workers = {"kind": profile.kind, "job_name": job_name(state.folder.root)}
+        state.write("running")  # `cancel` finds the jobs by it, also when this process is killed in its first second
         with remote.queued(profile, state.folder.root, number, job.memory_bytes - PROCESS_BYTES) as workers:
             yield workers
         return

@@ -27,8 +27,8 @@ from histoquant.store import RunFolder
 
 WRITE_EVERY_S = 1.0
 WRITE_SHARE = 0.05
-"""``run.json`` follows the run at most this often, and takes at most this part of its time: a write costs about 5 ms for
-a small study, most of it for the flush, and half a second for 10,000 slides."""
+"""``run.json`` follows the run at most this often, and takes at most this part of its time: a write costs about 5 ms
+for a small study, most of it for the flush, and half a second for 10,000 slides."""
 
 STAGES = ("waiting", "survey", "segment", "join", "threshold", "finish", "done", "failed")
 """What ``slides`` in ``run.json`` may say of a slide: what it is at, or how it ended."""

@@ -35,7 +35,7 @@ SLIDE_PX_PER_S_MIN = 200_000
 built-in path takes; what is done once per slide, when it takes that and a second per 200,000 px of the slide."""
 
 HEARTBEAT_S = 10.0
-"""How often ``run.json`` is written while nothing is finished: from another node nothing else shows that a run lives."""
+"""How often ``run.json`` is written while nothing is finished: from another node only that shows that a run lives."""
 
 
 def check_slides(

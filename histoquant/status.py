@@ -52,9 +52,10 @@ class RunStatus:
     Attributes
     ----------
     state : str
-        ``running``; ``by slide`` (each measured by a process of its own); ``watching`` between two batches of ``--watch``, ``incomplete`` when that ended with slides still
-        to come; ``done``; ``failed`` (some slides did); ``interrupted`` by a person; ``stopped`` for a ``reason``;
-        ``died`` (it says running, but nothing works in the folder).
+        ``running``; ``by slide`` (each is measured by a process of its own); ``watching`` between two batches of
+        ``--watch``, ``incomplete`` when that ended with slides still to come; ``done``; ``failed`` (some slides did);
+        ``interrupted`` by a person; ``stopped`` for a ``reason``; ``died`` (it says running, but nothing works in the
+        folder).
     holder : str
         Which process works in the folder; empty when none does.
     blocks_done, blocks : int

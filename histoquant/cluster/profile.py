@@ -48,7 +48,7 @@ class Job(_Part):
     workers: int | None = Field(
         None,
         ge=1,
-        description="Tiles worked on at once; one per core when not given, one for each GPU where there are.",
+        description="Tiles worked on at once; one per core, or per GPU, when not given.",
     )
     queue: str | None = Field(None, description="Queue or partition.")
     account: str | None = Field(None, description="Whom the time is charged to.")

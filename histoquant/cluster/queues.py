@@ -121,12 +121,14 @@ def submit_script(profile: QueueProfile, root: Path, workers: int) -> str:
 
 def telling(job_class: Any, accepted: Callable[[], None], refused: Callable[[str], None]) -> Any:
     """Return a kind of job that tells whether the queue took it: dask-jobqueue only logs a refusal."""
+    from distributed.core import Status
 
     class Telling(job_class):  # type: ignore[misc]
         async def _submit_job(self, script: str) -> Any:
             try:
                 given = await super()._submit_job(script)
             except (RuntimeError, OSError) as error:
+                self.status = Status.failed
                 refused(_reason(error))
                 raise
             accepted()

@@ -25,15 +25,15 @@ from histoquant.cluster.profile import AddressProfile, QueueProfile
 from histoquant.errors import ClusterError, WorkerDiedError
 
 ASK_EVERY_S = 5.0
-"""How often jobs that ended are asked for again. Dask's own adaptive mode, together with workers that retire, went round
-for ever: it counts finished work that left with its worker as work to be done."""
+"""How often jobs that ended are asked for again. Dask's own adaptive mode, together with workers that retire, went
+round for ever: it counts finished work that left with its worker as work to be done."""
 
 PRIORITY = {"finish": 4, "threshold": 3, "join": 2, "segment": 1}
 """Which stages go first among those that wait for a worker: slides are finished before new ones are begun."""
 
 SETTINGS = {
     "distributed.scheduler.work-stealing": False,
-    "distributed.scheduler.allowed-failures": 10,  # what crashes is in a child: a worker that dies is its machine's fault
+    "distributed.scheduler.allowed-failures": 10,  # crashes are in children: a worker dies of its machine
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,

@@ -36,7 +36,7 @@ class Obedient:
     def __call__(self, image, pixel_size_um):
         if "LAB_LOG" in os.environ:
             with open(os.environ["LAB_LOG"], "a") as log:
-                log.write(f"{os.getpid()}\\n")
+                log.write(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}\\n")
         time.sleep(float(os.environ.get("LAB_DELAY", "0")))
         if pixel_size_um > 0.505:
             getattr(self, self.params.mode)()
