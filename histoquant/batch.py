@@ -25,7 +25,7 @@ from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, STAIN_SCORES
 from histoquant.report.html import render_report
 from histoquant.runstate import Failure, Progress, RunState
 from histoquant.schedule import check_slides
-from histoquant.steps import SlideReport
+from histoquant.steps import Extent, SlideReport
 from histoquant.store import RunFolder
 
 if TYPE_CHECKING:
@@ -49,18 +49,19 @@ class Outcome:
     notes: tuple[str, ...]
 
 
-def check_study(checked: Checked) -> tuple[list[str], list[Failure]]:
+def check_study(checked: Checked) -> tuple[dict[str, Extent], list[Failure]]:
     """Open every slide in this process, compute nothing.
 
     Returns
     -------
-    sound : list of slide_id
+    extents : slide_id -> Extent
+        Of the sound slides, how much work each is.
     failures : list of Failure
         All faults of all other slides.
     """
     extents, failures = check_slides(checked, Inline())
     release()
-    return list(extents), failures
+    return extents, failures
 
 
 def run_study(

@@ -17,6 +17,7 @@ from histoquant.errors import InputError
 if TYPE_CHECKING:
     from histoquant.batch import Outcome
     from histoquant.inputs import Checked
+    from histoquant.steps import Extent
 
 _watching = partial(typer.Option, rich_help_panel="Watching a scanner's folder")
 
@@ -59,21 +60,31 @@ def init(
         tell(line)
 
 
-@app.command(epilog="Example:  histoquant check study.csv --recipe recipe.toml")
+@app.command(
+    epilog="Example:  histoquant check study.csv --recipe recipe.toml\n\n"
+    "Before a night on a cluster:  histoquant check study.csv --recipe recipe.toml --cluster slurm.toml"
+)
 def check(
     study: Annotated[Path, typer.Argument(help="The sample sheet (CSV).")],
     recipe: Recipe,
+    cluster: Cluster = None,
     allow_outside: Outside = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Open everything, compute nothing, and print all faults at once. Exit code 0 or 2."""
-    from histoquant.batch import check_study
-    from histoquant.inputs import load
+    """Open everything, compute nothing, and print all faults at once. Exit code 0 or 2.
 
+    With --cluster also the submit script, and memory and time by one measured block of tiles.
+    """
+    from histoquant.batch import check_study
+    from histoquant.inputs import load, read_profile
+
+    profile = None if cluster is None else read_profile(cluster)
     checked = load(study, recipe, allow_outside=allow_outside, cells=False)
+    extents: dict[str, Extent] = {}
     if checked.recipe.panel:
-        sound, failures = check_study(checked)
+        extents, failures = check_study(checked)
+        sound = list(extents)
     else:
         from histoquant.infarct import check_infarct
 
@@ -81,12 +92,20 @@ def check(
         faulty = {failure.slide for failure in failures}
         sound = [row.slide_id for row in checked.taken if row.slide_id not in faulty]
     tell = Printer(quiet, None)
+    told = None
+    if profile is not None and extents:
+        from histoquant.estimate import estimate
+
+        told = estimate(checked, extents, profile)
     if json_:
-        print(json.dumps({"sound": sound, "faults": [vars(failure) for failure in failures]}, indent=2))
+        found = {"sound": sound, "faults": [vars(failure) for failure in failures]}
+        print(json.dumps(found | ({"estimate": told.as_dict()} if told else {}), indent=2))
     for failure in () if json_ else failures:
         print(f"{failure.slide}: {failure.error} {failure.remedy}", file=sys.stderr)
     n_slides = len(checked.study.included)
     if not json_:
+        for line in told.lines() if told else ():
+            tell(line)
         tell(f"{len(sound)} of {n_slides} slide(s) can be analysed; {len(failures)} fault(s).")
     raise typer.Exit(2 if failures else 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import pickle
@@ -61,10 +62,16 @@ def _pool(node: Node) -> Pool:
         )
     with _lock:
         if node not in _held:
-            while _held:  # of an earlier run
-                _held.popitem()[1].close()
+            _close()  # those of an earlier run
             _held[node] = Pool(node.workers, node.memory_bytes)
         return _held[node]
+
+
+@atexit.register
+def _close() -> None:
+    """End the child processes: at its end Python waits for them, and they wait for work."""
+    while _held:
+        _held.popitem()[1].close()
 
 
 def _where() -> str:

@@ -193,5 +193,3 @@ def _free_ports(number):
 def _is_free(port):
     with socket.socket() as trial:
         return trial.connect_ex(("127.0.0.1", port)) != 0
-
-
