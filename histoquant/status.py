@@ -183,6 +183,8 @@ def _slide(name: str, told: dict[str, Any], *, active: bool) -> SlideStatus:
         return SlideStatus(name, "failed", first.get("stage", ""), *counted, *why)
     if stage == "done":
         return SlideStatus(name, "done", "", *counted)
+    if stage == "waiting" and name in told["active"]:
+        return SlideStatus(name, "running", "check", *counted)
     if stage == "waiting":
         return SlideStatus(name, "waiting", "", *counted, told.get("waiting", {}).get(name, ""))
     return SlideStatus(name, "running" if active else "waiting", stage, *counted)

@@ -54,6 +54,7 @@ class Remote:
     def __init__(self, client: Any, machine: Node, count: Callable[[], int], jobs: Jobs | None = None) -> None:
         self.performance = Performance()
         self._client, self._node, self._count, self._jobs = client, machine, count, jobs
+        self._dashboard = str(client.dashboard_link)  # asked once: the scheduler is, and it may be gone later
         self._waiting: dict[Future[Any], None] = {}
         self._numbers = itertools.count()
         self._alive, self._most, self._backlog = 0, 0, 1
@@ -74,7 +75,7 @@ class Remote:
     def told(self) -> dict[str, Any]:
         """Return what ``run.json`` says of the workers."""
         told = {"machines": self._alive, "machines_at_most": self._most, "workers_each": self._node.workers}
-        return told | (self._jobs.told() if self._jobs else {}) | {"dashboard": self._client.dashboard_link}
+        return told | (self._jobs.told() if self._jobs else {}) | {"dashboard": self._dashboard}
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, piece: Piece = PLAIN) -> Future[Any]:
         """Send a piece of work to whichever worker is free."""
@@ -86,6 +87,7 @@ class Remote:
         return future
 
     async def _follow(self, future: Future[Any], call: bytes, piece: Piece) -> None:
+        from distributed.client import FutureCancelledError
         from distributed.scheduler import KilledWorker
 
         given, error = None, None
@@ -104,7 +106,7 @@ class Remote:
             error = WorkerDiedError(
                 "the machines it was given to were lost one after the other.", "Look into .cluster/logs of the folder."
             )
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, FutureCancelledError):
             error = ClusterError("The dask scheduler has gone.", "Start it, then run the same command again.")
         except Exception as raised:  # noqa: BLE001 - a future carries whatever its work raised
             error = raised
@@ -317,4 +319,6 @@ def borrowed(client: Any, workers: int, memory_bytes: int) -> Iterator[Remote]:
 
 
 def _run_name() -> str:
+    """Return a name that no other run has; dask's own messages stop here, ours say what is the matter."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     return f"{os.getpid()}_{time.time_ns():x}"

@@ -1,6 +1,5 @@
 """One slide per job, nothing between the jobs but the run folder: a Slurm array, and Snakemake."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from histoquant.status import read_status
 from tests.cluster.conftest import until
-from tests.conftest import histoquant
 from tests.faults.test_resume import blocks_of, digests
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
@@ -44,21 +43,22 @@ def test_the_sample_study_as_an_array_is_the_same_to_the_byte(slurm, sample, com
     told = submit(study, recipe, out, command)
     assert told.returncode == 0, told.stderr
     assert len(slurm.jobs()) == 9
-    until(lambda: (out / "slides" / "M2_s1" / "task.json").exists())
-    status = json.loads(histoquant("status", out, "--json", check=True).stdout)
-    assert status["state"] == "by slide"
-    assert len(status["slides"]) == 8
-    assert 1 <= status["counts"]["running"] <= 2
+    until(lambda: (out / "run.json").exists())
+    until(lambda: read_status(out).counts["running"] > 0)
+    status = read_status(out)
+    assert status.state == "by slide"
+    assert len(status.slides) == 8
+    assert status.counts["running"] <= 2
     until(lambda: not slurm.jobs(), 240)
     assert digests(out) == digests(here), logs(out)
-    assert json.loads(histoquant("status", out, "--json", check=True).stdout)["state"] == "done"
+    assert read_status(out).state == "done"
 
 
 def test_a_task_stops_before_its_walltime_and_goes_on(slurm, large, command):
     """And one that is killed is made up for by the last job."""
     lab, expected = large
     files = lab.study / "study.csv", lab.study / "recipe.toml"
-    environment = lab.environment | {"LAB_DELAY": "0.4", "WALLTIME": "00:01:00", "WARNING_S": "42"}
+    environment = lab.environment | {"LAB_DELAY": "0.7", "WALLTIME": "00:01:00", "WARNING_S": "30"}
     told = submit(*files, lab.out, command, **environment)
     assert told.returncode == 0, told.stderr
     until(lambda: len(blocks_of(lab.out)) > 5)

@@ -37,7 +37,7 @@ def test_the_sample_study_is_the_same_to_the_byte(jobqueue, sample, profile, tmp
     workers = state_of(out)["workers"]
     assert (workers["kind"], workers["machines_at_most"]) == ("slurm", 2)
     assert workers["dashboard"].startswith("http://127.0.0.1:")
-    until(lambda: not jobqueue.jobs())
+    until(lambda: not jobqueue.jobs(job_name(out)))
     assert list((out / ".cluster" / "logs").glob("*.err"))
 
 
@@ -140,7 +140,7 @@ def test_nobody_else_can_talk_to_a_run(jobqueue, large, profile):
         process.communicate(timeout=60)
     assert process.returncode == 130
     assert not secrets.exists()
-    until(lambda: not jobqueue.jobs())
+    until(lambda: not jobqueue.jobs(job_name(lab.out)))
 
 
 def test_a_worker_sees_the_gpu_it_was_given(jobqueue, lab, profile):

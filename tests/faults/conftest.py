@@ -70,6 +70,11 @@ class Obedient:
             eaten.append(np.ones(4_000_000))
             time.sleep(0.01)
 
+    def feast(self):
+        eaten = np.ones(10**8)  # 0.8 GB
+        time.sleep(0.5)
+        assert eaten[-1]
+
     def refuse_memory(self):
         np.ones(10**17)
 
