@@ -7,6 +7,7 @@ import hashlib
 import math
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,9 +39,13 @@ def cluster_class(kind: str) -> Any:
     MissingExtraError
         If dask-jobqueue is not installed.
     """
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         import cryptography  # noqa: F401 - for the certificates of a run
         import dask_jobqueue
+
+        # A module of dask-jobqueue makes Ctrl-C end its process with exit code 0, as if all were done.
+        signal.signal(signal.SIGINT, on_interrupt)
     except ImportError as error:
         raise MissingExtraError(
             f"Jobs of a queueing system need {error.name}, which is not installed.",
