@@ -173,8 +173,8 @@ def run(
     for name in [name for name, value in watching.items() if value is not None and not watch]:
         raise InputError(f"{name} says how to watch.", "Give --watch too.")
     if repeat is not None:
-        given = {"STUDY": study, "--recipe": recipe, "--fresh": fresh or None, "--watch": watch or None}
-        given |= {"--cluster": cluster, "--slide": slide}
+        given: dict[str, Any] = {"STUDY": study, "--recipe": recipe, "--cluster": cluster, "--slide": slide}
+        given |= {"--fresh": fresh or None, "--watch": watch or None}
         for name in [name for name, value in given.items() if value is not None]:
             raise InputError(f"{name} does not go with --repeat, which takes all from the run.", "Leave it out.")
         _repeat(repeat, out or repeat.with_name(f"{repeat.resolve().name}_repeat"), settings, tell, json_)

@@ -90,7 +90,8 @@ class Remote:
         from distributed.client import FutureCancelledError
         from distributed.scheduler import KilledWorker
 
-        given, error = None, None
+        given: Any = None
+        error: Exception | None = None
         try:
             key = f"{piece.stage}-{self._node.run}-{next(self._numbers)}"
             sent = self._client.submit(
