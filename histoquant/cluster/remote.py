@@ -321,5 +321,6 @@ def borrowed(client: Any, workers: int, memory_bytes: int) -> Iterator[Remote]:
 
 def _run_name() -> str:
     """Return a name that no other run has; dask's own messages stop here, ours say what is the matter."""
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client", "tornado.application", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     return f"{os.getpid()}_{time.time_ns():x}"
