@@ -17,6 +17,7 @@ from histoquant import __version__, store
 from histoquant.analysis.statistics import adjust
 from histoquant.batch import NO_LIMITS, Outcome, check_study, reference_of, run_study, write_pages, write_report
 from histoquant.cluster import Limits
+from histoquant.cluster.profile import Profile
 from histoquant.errors import InputError, StoreError
 from histoquant.infarct import check_infarct, run_infarct
 from histoquant.inference import Inference, write_statistics
@@ -95,6 +96,7 @@ def run_assays(
     *,
     workers: int | None = None,
     limits: Limits = NO_LIMITS,
+    profile: Profile | None = None,
     fresh: bool = False,
     command: Sequence[str] = (),
     progress: Callable[[Progress], None] = lambda _: None,
@@ -143,7 +145,14 @@ def run_assays(
             outcome = run_spines(checked, folder, workers=workers, fresh=fresh, command=command, progress=told)
         else:
             outcome = run_study(
-                checked, folder, workers=workers, limits=limits, fresh=fresh, command=command, progress=told
+                checked,
+                folder,
+                workers=workers,
+                limits=limits,
+                profile=profile,
+                fresh=fresh,
+                command=command,
+                progress=told,
             )
         n_slides += outcome.n_slides
         failures += [_of_assay(name, failure) for failure in outcome.failures]

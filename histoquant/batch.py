@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from histoquant import cluster, store
+from histoquant import store
 from histoquant.analysis.counting import count_animals, count_groups
 from histoquant.analysis.stain_scores import score_animals
 from histoquant.analysis.translocation import translocated
 from histoquant.cluster import Inline, Limits
-from histoquant.cores import available_cores
+from histoquant.cluster.profile import Profile
 from histoquant.corrected import write_corrected
 from histoquant.errors import HistoquantError
 from histoquant.exclusions import log_exclusions
-from histoquant.footprint import PROCESS_BYTES
 from histoquant.inference import write_statistics
 from histoquant.inputs import Checked
 from histoquant.job import release
 from histoquant.journal import read_journals
+from histoquant.means import Means, analysed
 from histoquant.model.tables import FAILURES, REGIONS, SENSITIVITY, STAIN_SCORES, TRANSLOCATION, empty, shaped
 from histoquant.report.html import render_report
 from histoquant.report.infarct_page import render_infarct
@@ -31,10 +31,9 @@ from histoquant.report.page import Report
 from histoquant.report.paper import FIGURE_NAMES, FIGURES
 from histoquant.report.spines_page import render_spines
 from histoquant.runstate import Failure, Progress, RunState
-from histoquant.schedule import Schedule, check_slides, workers_that_fit
-from histoquant.steps import SlideReport
+from histoquant.schedule import check_slides
+from histoquant.steps import Extent, SlideReport
 from histoquant.store import RunFolder
-from histoquant.survey import notices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,18 +56,19 @@ class Outcome:
     notes: tuple[str, ...]
 
 
-def check_study(checked: Checked) -> tuple[list[str], list[Failure]]:
+def check_study(checked: Checked) -> tuple[dict[str, Extent], list[Failure]]:
     """Open every slide in this process, compute nothing.
 
     Returns
     -------
-    sound : list of slide_id
+    extents : slide_id -> Extent
+        Of the sound slides, how much work each is.
     failures : list of Failure
         All faults of all other slides.
     """
     extents, failures = check_slides(checked, Inline())
     release()
-    return list(extents), failures
+    return extents, failures
 
 
 def run_study(
@@ -77,6 +77,7 @@ def run_study(
     *,
     workers: int | None = None,
     limits: Limits = NO_LIMITS,
+    profile: Profile | None = None,
     fresh: bool = False,
     command: Sequence[str] = (),
     progress: Callable[[Progress], None] = lambda _: None,
@@ -92,6 +93,9 @@ def run_study(
         Processes on this machine; as many as there are cores when not given. The tables do not depend on it.
     limits : Limits
         Memory of the run and time of a block.
+    profile : Profile, optional
+        Where slides are analysed; processes on this machine when not given. They are opened here in any case, so that
+        no job waits in a queue for a slide that is not there.
     fresh : bool
         Forget what an earlier run left in the folder.
 
@@ -101,6 +105,8 @@ def run_study(
         If not even one tile fits into the memory.
     StoreError
         If the folder cannot be used, or another run works in it; what is finished is kept.
+    ClusterError
+        If the cluster gives no workers; what is finished is kept.
     """
     folder = RunFolder(out)
     with folder.held():
@@ -111,7 +117,7 @@ def run_study(
         state = RunState(checked, folder, command)
         state.write("running")
         try:
-            failures, reports = _analysed(state, workers, limits, progress)
+            failures, reports = analysed(state, Means(workers, limits, profile), progress)
             _write_tables(state, failures, reports)
         except KeyboardInterrupt:
             state.write("interrupted")
@@ -125,31 +131,6 @@ def run_study(
             state.notes += write_statistics(out).notes
             write_report(out)
     return Outcome(out, len(checked.taken), tuple(failures), tuple(state.notes))
-
-
-def _analysed(
-    state: RunState, number: int | None, limits: Limits, progress: Callable[[Progress], None]
-) -> tuple[list[Failure], dict[str, SlideReport]]:
-    """Analyse all slides; return what failed, and the reports of the others in the order of the sheet."""
-    wanted = available_cores() if number is None else number
-    memory = cluster.available_memory() if limits.memory_gb is None else int(limits.memory_gb * 1e9)
-    room = max(PROCESS_BYTES, memory - PROCESS_BYTES)  # beside this process
-    with cluster.workers(min(wanted, room // PROCESS_BYTES), memory_bytes=room) as workers:
-        state.notes += notices(state.checked.recipe.segment)
-        extents, failures = check_slides(state.checked, workers, state.folder.root)
-        for failure in failures:
-            state.fail(failure)
-            progress(Progress(0, 0, f"FAILED {failure.slide}: {failure.error}"))
-        if extents:
-            workers.keep(workers_that_fit(extents, memory, workers.number))
-        if workers.number < wanted:
-            state.notes.append(f"{workers.number} of {wanted} workers: more do not fit into {memory / 1e9:.3g} GB")
-        schedule = Schedule(state, extents, block_timeout_s=limits.block_timeout_s, progress=progress)
-        schedule.work(workers)
-    state.notes += schedule.damage()
-    order = list(state.slides)
-    failures = sorted([*failures, *schedule.failures], key=lambda failure: order.index(failure.slide))
-    return failures, {slide: schedule.reports[slide] for slide in order if slide in schedule.reports}
 
 
 def write_report(root: Path) -> Path:

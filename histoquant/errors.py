@@ -73,6 +73,14 @@ class WorkerDiedError(WorkerError):
     """A piece of work whose process died: it may be to blame, or it may have been killed by chance."""
 
 
+class WorkerMemoryError(WorkerError, MemoryError):
+    """A piece of work that was ended because it took too much memory."""
+
+
+class ClusterError(HistoquantError, RuntimeError):
+    """A cluster profile that cannot be used, or a cluster that gives no workers."""
+
+
 class Faults(InputError):
     """All faults of one input, collected and raised together.
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from histoquant import store
 from histoquant.analysis.mixed import require_statsmodels
+from histoquant.cluster.profile import MAX_PROFILE_BYTES, Profile, parse_profile
 from histoquant.controls import named_batch
-from histoquant.errors import Faults, HistoquantError, InputError, RecipeError, StudyError, raise_all
+from histoquant.errors import ClusterError, Faults, HistoquantError, InputError, RecipeError, StudyError, raise_all
 from histoquant.model.panel import called_markers
 from histoquant.model.recipe import Recipe, build_recipe, parse_recipe
 from histoquant.model.study import RECIPE, Study, StudySlide, columns_of, inside, parse_study, with_rows
@@ -243,12 +244,24 @@ def read_recipe(path: Path, *, kinds: Collection[str] = CELLS) -> Recipe:
     return recipe
 
 
-def read_text(path: Path, kind: type[InputError], called: str, max_bytes: int) -> str:
+def read_profile(path: Path) -> Profile:
+    """Read a cluster profile.
+
+    Raises
+    ------
+    HistoquantError
+        Every fault of it, together.
+    """
+    text = read_text(path, ClusterError, "cluster profile", MAX_PROFILE_BYTES)
+    return parse_profile(text, source=path.name)
+
+
+def read_text(path: Path, kind: type[HistoquantError], called: str, max_bytes: int) -> str:
     """Return the text of a file that a person wrote.
 
     Raises
     ------
-    InputError
+    HistoquantError
         Of the given kind, if it cannot be read, is too large, or is no UTF-8.
     """
     try:

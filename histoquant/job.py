@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,22 +48,29 @@ class Job:
         return told | {f"sheet_{name}" if name in REGIONS else name: value for name, value in further.items()}
 
 
-_open: dict[tuple[Path, str | None, float | None], Slide] = {}
+class _Open(threading.local):
+    """The slide a thread keeps open, by what it was opened with: another thread may turn to another slide."""
+
+    def __init__(self) -> None:
+        self.slides: dict[tuple[Path, str | None, float | None], Slide] = {}
+
+
+_open = _Open()
 
 
 def open_slide(row: StudySlide) -> Slide:
     """Open the slide of a row; a worker keeps one open, and closes it when it turns to the next."""
     key = (row.path, row.scene, row.pixel_size_um)
-    if key not in _open:
+    if key not in _open.slides:
         release()
-        _open[key] = registry.open_slide(row.path, scene=row.scene, pixel_size_um=row.pixel_size_um)
-    return _open[key]
+        _open.slides[key] = registry.open_slide(row.path, scene=row.scene, pixel_size_um=row.pixel_size_um)
+    return _open.slides[key]
 
 
 def release() -> None:
-    """Close the slide this process keeps open."""
-    while _open:
-        _open.popitem()[1].close()
+    """Close the slide this thread keeps open."""
+    while _open.slides:
+        _open.slides.popitem()[1].close()
 
 
 def source_hashes(job: Job) -> dict[str, str]:

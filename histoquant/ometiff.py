@@ -88,8 +88,10 @@ def write_ome_tiff(
     """
     path, dtype = Path(path), np.dtype(dtype)
     _check(path, shape, dtype, pixel_size_um, channels)
-    spilled = path.with_name(f".{path.name}.{os.getpid()}.tiles")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Two machines may write the same file at once, from processes of the same number.
+    unique = int.from_bytes(os.urandom(6), "big")
+    spilled = path.with_name(f".{path.name}.{unique}.tiles")
+    unfinished = path.with_name(f".{path.name}.{unique}.part")
     try:
         with _on_disk(path, open, spilled, "w+b") as file:
             tiles = _Tiles(path, file, _level_shapes(shape), dtype, labels)

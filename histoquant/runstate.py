@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from histoquant import __version__, lock, registry, store
@@ -25,7 +26,9 @@ from histoquant.report.run import FINISHED
 from histoquant.store import RunFolder
 
 WRITE_EVERY_S = 1.0
-"""``run.json`` follows the run at most this often: a write costs about 5 ms, most of it for the flush."""
+WRITE_SHARE = 0.05
+"""``run.json`` follows the run at most this often, and takes at most this part of its time: a write costs about 5 ms
+for a small study, most of it for the flush, and half a second for 10,000 slides."""
 
 STAGES = ("waiting", "survey", "segment", "join", "threshold", "finish", "done", "failed")
 """What ``slides`` in ``run.json`` may say of a slide: what it is at, or how it ended."""
@@ -68,19 +71,34 @@ class RunState:
         Blocks that this run has computed, and that it found finished.
     notes : list of str
         What a person should know.
+    workers : dict
+        What is told of the workers of a cluster.
+
+    Parameters
+    ----------
+    path : Path, optional
+        Where it is written; ``run.json`` of the folder when not given.
     """
 
-    def __init__(self, checked: Checked, folder: RunFolder, command: Sequence[str]) -> None:
+    def __init__(
+        self, checked: Checked, folder: RunFolder, command: Sequence[str], *, path: Path | None = None
+    ) -> None:
         self.checked, self.folder, self.command = checked, folder, list(command)
+        self.path = path or folder.root / "run.json"
         self.slides = {row.slide_id: "waiting" for row in checked.study.included}
         self.blocks: dict[str, tuple[int, int]] = {}
         self.computed, self.reused = 0, Counter[str]()
         self.notes: list[str] = []
         self.failures: list[Failure] = []
         self.thresholds: dict[str, Mapping[str, Threshold]] = {}
-        self.started = _now()
+        self.workers: dict[str, Any] = {}
+        self.started = self.progressed = _now()
         self._since: dict[str, float] = {}
-        self._written = 0.0
+        self._written, self._pause_s = 0.0, WRITE_EVERY_S
+
+    def progress(self) -> None:
+        """Note that a piece of work was finished now."""
+        self.progressed = _now()
 
     def enter(self, slide: str, stage: str) -> None:
         """Note that a slide is at a stage now, and so has done the one before."""
@@ -128,8 +146,9 @@ class RunState:
 
     def touch(self) -> None:
         """Write how the run stands, unless that was done a moment ago."""
-        if time.monotonic() - self._written >= WRITE_EVERY_S:
+        if time.monotonic() - self._written >= self._pause_s:
             self.write("running")
+            self._pause_s = max(WRITE_EVERY_S, (time.monotonic() - self._written) / WRITE_SHARE)
 
     def write(self, state: str, *, reason: str = "") -> None:
         """Write ``run.json``: what runs, with what, where, since when, and how it stands.
@@ -161,6 +180,7 @@ class RunState:
             "study": str(study.folder.resolve()),
             "start": self.started,
             "written": _now(),
+            "progressed": self.progressed,
             "end": None if state == "running" else _now(),
             "histoquant": __version__,
             "result_version": RESULT_VERSION,
@@ -175,6 +195,7 @@ class RunState:
                 "process": os.getpid(),
                 "process_born": Holder.this_process().born,
             },
+            "workers": self.workers,
             "plugins": [f"{plugin} {plugin.value}" for plugin in registry.list_plugins()],
             **stated_inputs(self.checked, self.folder, self._finished() if state in FINISHED else ()),
             "thresholds": {
@@ -189,7 +210,7 @@ class RunState:
             "excluded": {row.slide_id: row.exclude for row in study.slides if row.exclude},
             "notes": self.notes,
         }
-        store.write_json(self.folder.root / "run.json", content, make_folder=False)
+        store.write_json(self.path, content, make_folder=False)
 
     def _finished(self) -> list[str]:
         return [slide for slide, stage in self.slides.items() if stage == "done"]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import queue
 import traceback
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from histoquant import registry, steps, store
-from histoquant.cluster import Workers
+from histoquant.cluster import Piece, Workers
 from histoquant.controls import batch_thresholds, named_batch
-from histoquant.errors import HistoquantError, InputError, StoreError, WorkerDiedError, WorkerError
+from histoquant.errors import ClusterError, HistoquantError, InputError, StoreError, WorkerDiedError, WorkerError
 from histoquant.finished import finish_once
 from histoquant.footprint import PROCESS_BYTES
 from histoquant.inputs import Checked, single_faults
@@ -32,6 +34,9 @@ SLIDE_PX_PER_S_MIN = 200_000
 """A block hangs when it takes longer than ten minutes and a second per 20,000 px, a hundred times what the slowest
 built-in path takes; what is done once per slide, when it takes that and a second per 200,000 px of the slide."""
 
+HEARTBEAT_S = 10.0
+"""How often ``run.json`` is written while nothing is finished: from another node only that shows that a run lives."""
+
 
 def check_slides(
     checked: Checked, workers: Workers, out: Path | None = None
@@ -46,12 +51,11 @@ def check_slides(
         All faults of all others.
     """
     jobs = [Job(row, checked.recipe, out or Path()) for row in checked.taken]
-    opened = [(job, workers.submit(steps.check, job, limit_s=BLOCK_LIMIT_S)) for job in jobs]
     extents: dict[str, Extent] = {}
     failures: list[Failure] = []
-    for job, future in opened:
+    for job, future in _opened(jobs, workers):
         if isinstance(future.exception(), WorkerDiedError):
-            future = workers.submit(steps.check, job, limit_s=BLOCK_LIMIT_S)  # it may have been killed by chance
+            future = workers.submit(steps.check, job, piece=_opening(job))  # it may have been killed by chance
         error = future.exception()
         if error is None:
             extents[job.slide.slide_id] = future.result()
@@ -64,10 +68,24 @@ def check_slides(
         if out is not None and not lost:
             # A picture of what was refused, when it can at least be read; without one the list of failures is enough.
             reason = " ".join(f"{failure.error} {failure.remedy}" for failure in found)
-            drawn = workers.submit(steps.draw_refusal, job, reason, limit_s=BLOCK_LIMIT_S).exception()
+            drawn = workers.submit(steps.draw_refusal, job, reason, piece=_opening(job)).exception()
             if isinstance(drawn, StoreError):
                 raise drawn
     return extents, failures
+
+
+def _opening(job: Job) -> Piece:
+    return Piece("check", job.slide.slide_id, BLOCK_LIMIT_S)
+
+
+def _opened(jobs: Iterable[Job], workers: Workers) -> Iterator[tuple[Job, Future[Extent]]]:
+    """Have slides opened; a bounded number is under way, however many there are."""
+    under_way: deque[tuple[Job, Future[Extent]]] = deque()
+    for job in jobs:
+        if len(under_way) == 4 * workers.number:
+            yield under_way.popleft()
+        under_way.append((job, workers.submit(steps.check, job, piece=_opening(job))))
+    yield from under_way
 
 
 def failures_of(row: StudySlide, stage: str, error: BaseException, out: Path | None) -> list[Failure]:
@@ -105,13 +123,18 @@ def workers_that_fit(extents: dict[str, Extent], memory_bytes: int, wanted: int)
 
 @dataclass(order=True)
 class _Task:
-    """A piece of work in the queue: later stages first, so that slides are finished before new ones are begun."""
+    """A piece of work in the queue: later stages first, so that slides are finished before new ones are begun.
+
+    The blocks of a slide are one task in the queue, which puts the next block there when it is taken out: a queue is as
+    long as the number of slides, whatever their size.
+    """
 
     priority: tuple[int, int, int]
     stage: str = field(compare=False)
     slide: str = field(compare=False)
     call: tuple[Callable[..., Any], tuple[Any, ...]] = field(compare=False)
-    suspect: bool = field(compare=False, default=False)
+    losses: int = field(compare=False, default=0)
+    alone: bool = field(compare=False, default=False)
 
 
 _STAGES = ("finish", "threshold", "join", "segment", "survey")
@@ -121,8 +144,13 @@ class Schedule:
     """A queue of tasks, and what each slide still waits for.
 
     A slide that fails is dropped and listed; the others go on. A task whose worker died is done once more with nothing
-    beside it, because the worker may have been killed by chance or for memory that others took; when that fails too,
-    the slide does.
+    beside it on its machine, because the worker may have been killed by chance or for memory that others took. One that
+    ran out of memory gets a fresh worker, then all memory of a machine. When that fails too, the slide does.
+
+    Parameters
+    ----------
+    measure_only : bool
+        Leave every slide measured: calls and counts need the other slides of its batch.
     """
 
     def __init__(
@@ -132,7 +160,9 @@ class Schedule:
         *,
         block_timeout_s: float | None,
         progress: Callable[[Progress], None],
+        measure_only: bool = False,
     ) -> None:
+        self.measure_only = measure_only
         self.state, self.extents, self.progress = state, dict(extents), progress
         self.recipe, self.root = state.checked.recipe, state.folder.root
         self.block_timeout_s = block_timeout_s
@@ -144,9 +174,12 @@ class Schedule:
         self.surveys: dict[str, str] = {}
         self.joined: dict[str, Joined] = {}
         self.queue: list[_Task] = []
-        self.suspects: list[_Task] = []
         state.blocks = {slide: (0, extent.n_blocks) for slide, extent in extents.items()}
-        self.done, self.total = 0, sum(extent.n_blocks + 3 for extent in extents.values())
+        self.done, self.total = 0, sum(map(self._steps, extents.values()))
+
+    def _steps(self, extent: Extent) -> int:
+        """Return how many pieces of work a slide is: its blocks, survey, join, and what follows."""
+        return extent.n_blocks + (2 if self.measure_only else 3)
 
     def work(self, workers: Workers) -> None:
         """Do all tasks, a bounded number at a time.
@@ -155,27 +188,46 @@ class Schedule:
         ------
         StoreError
             If the run folder cannot be used any more.
+        ClusterError
+            If there are no workers to be had.
         """
         for slide in self.jobs:
             self._put("survey", slide, 0, steps.survey_slide, self.jobs[slide])
         running: dict[Future[Any], _Task] = {}
-        while self.queue or self.suspects or running:
-            if not self.suspects:
-                while self.queue and len(running) < 2 * workers.number:
-                    self._start(heapq.heappop(self.queue), workers, running)
-            elif not running:
-                self._start(self.suspects.pop(), workers, running)
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                self._take(running.pop(future), future)
+        finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        while self.queue or running:
+            while self.queue and len(running) < 2 * workers.number:
+                self._start(heapq.heappop(self.queue), workers, running, finished)
+            workers.expect(self.total - self.done)
+            self.state.workers = workers.told()
             self.state.touch()
+            if running:
+                try:
+                    future = finished.get(timeout=HEARTBEAT_S)
+                except queue.Empty:
+                    continue
+                self._take(running.pop(future), future)
 
-    def _start(self, task: _Task, workers: Workers, running: dict[Future[Any], _Task]) -> None:
-        if self._wanted(task):
-            if task.stage == "survey":
-                self._enter("survey", task.slide)
-            function, arguments = task.call
-            running[workers.submit(function, *arguments, limit_s=self._limit_s(task))] = task
+    def _start(
+        self,
+        task: _Task,
+        workers: Workers,
+        running: dict[Future[Any], _Task],
+        finished: queue.SimpleQueue[Future[Any]],
+    ) -> None:
+        if not self._wanted(task):
+            return
+        if task.stage == "survey":
+            self._enter("survey", task.slide)
+        if task.stage == "segment" and not task.losses:
+            index = task.priority[2] + 1
+            if index < self.extents[task.slide].n_blocks:
+                self._put_block(task.slide, index)
+        function, arguments = task.call
+        piece = Piece(task.stage, task.slide, self._limit_s(task), task.alone)
+        future = workers.submit(function, *arguments, piece=piece)
+        running[future] = task
+        future.add_done_callback(finished.put)
 
     def _limit_s(self, task: _Task) -> float:
         """Return after how many seconds a task hangs."""
@@ -195,14 +247,26 @@ class Schedule:
         priority = (_STAGES.index(stage), self.order.get(slide, 0), number)
         heapq.heappush(self.queue, _Task(priority, stage, slide, (function, arguments)))
 
+    def _put_block(self, slide: str, index: int) -> None:
+        self._put("segment", slide, index, steps.analyse_block, self.jobs[slide], self.surveys[slide], index)
+
+    def _again(self, task: _Task, error: BaseException | None) -> bool:
+        """Queue a task once more that was lost with its worker; return False when it had every chance."""
+        hungry = isinstance(error, MemoryError)
+        if task.alone or not self._wanted(task) or not (hungry or isinstance(error, WorkerDiedError)):
+            return False
+        reason = error.message if isinstance(error, HistoquantError) else "out of memory."
+        self.state.notes.append(f"{self._where(task)} was done again: {reason}")
+        alone = task.losses > 0 or not hungry
+        heapq.heappush(self.queue, replace(task, losses=task.losses + 1, alone=alone))
+        return True
+
     def _take(self, task: _Task, future: Future[Any]) -> None:
         """Note what a finished task gave, and queue what can be done now."""
         error = future.exception()
-        if isinstance(error, StoreError):
+        if isinstance(error, StoreError | ClusterError):
             raise error
-        if isinstance(error, WorkerDiedError) and not task.suspect and self._wanted(task):
-            self.state.notes.append(f"{self._where(task)} was done again: {error.message}")
-            self.suspects.append(replace(task, suspect=True))
+        if self._again(task, error):
             return
         if task.stage == "threshold":
             self._take_thresholds(task, future)
@@ -216,8 +280,7 @@ class Schedule:
         if task.stage == "survey":
             self.surveys[slide] = future.result()
             self._enter("segment", slide)
-            for index in range(n_blocks):
-                self._put("segment", slide, index, steps.analyse_block, job, self.surveys[slide], index)
+            self._put_block(slide, 0)
         elif task.stage == "segment":
             if future.result():
                 self.state.computed += 1
@@ -231,7 +294,8 @@ class Schedule:
         elif task.stage == "join":
             self.joined[slide] = Joined(job, self.surveys[slide], future.result())
             self._enter("threshold", slide)
-            self._batch_ready(job.slide.batch)
+            if not self.measure_only:
+                self._batch_ready(job.slide.batch)
         else:
             self.reports[slide] = future.result()
             self._enter("done", slide)
@@ -239,6 +303,7 @@ class Schedule:
             self.state.notes += [f"{slide}: {note}" for note in self.reports[slide].notes if note not in told]
             self.state.log(slide, *(f"note: {note}" for note in self.reports[slide].notes))
         self.done += 1
+        self.state.progress()
         self.progress(Progress(self.done, self.total, f"{slide}: {task.stage}"))
 
     def damage(self) -> list[str]:
@@ -268,12 +333,12 @@ class Schedule:
         if isinstance(error, WorkerError):
             error = self._blamed(task, error)
         slide, row = task.slide, self.jobs[task.slide].slide
-        self.total -= self.extents.pop(slide).n_blocks + 3
+        self.total -= self._steps(self.extents.pop(slide))
         for failure in failures_of(row, task.stage, error, self.root):
             self.failures.append(failure)
             self.state.fail(failure)
             self.progress(Progress(self.done, self.total, f"FAILED {failure.slide}: {failure.error}"))
-        if task.stage != "finish":
+        if task.stage != "finish" and not self.measure_only:
             self._batch_ready(row.batch)
 
     def _blamed(self, task: _Task, error: WorkerError) -> WorkerError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +14,9 @@ from histoquant.errors import InputError
 from histoquant.lock import Holder
 from histoquant.report.run import FINISHED
 from histoquant.store import RunFolder
+
+SILENCE_S = 60.0
+"""A run on another machine that was silent for so long is taken for dead: it writes every ten seconds."""
 
 SlideState = Literal["done", "running", "failed", "waiting"]
 
@@ -48,9 +52,10 @@ class RunStatus:
     Attributes
     ----------
     state : str
-        ``running``; ``watching`` between two batches of ``--watch``, ``incomplete`` when that ended with slides still
-        to come; ``done``; ``failed`` (some slides did); ``interrupted`` by a person; ``stopped`` for a ``reason``;
-        ``died`` (it says running, but nothing works in the folder).
+        ``running``; ``by slide`` (each is measured by a process of its own); ``watching`` between two batches of
+        ``--watch``, ``incomplete`` when that ended with slides still to come; ``done``; ``failed`` (some slides did);
+        ``interrupted`` by a person; ``stopped`` for a ``reason``; ``died`` (it says running, but nothing works in the
+        folder).
     holder : str
         Which process works in the folder; empty when none does.
     blocks_done, blocks : int
@@ -103,36 +108,63 @@ def read_status(root: Path, *, at: datetime | None = None) -> RunStatus:
     before = folder.holder()
     if not (root / "run.json").is_file():
         raise InputError(f"'{root}' holds no run: there is no run.json.", "Name the folder given to run as --out.")
-    told = folder.state()
+    told = folder.state() | {"active": set()}
     if not isinstance(told.get("slides"), dict):
         raise InputError(f"'{root / 'run.json'}' is damaged.", "Run the same command again; it is written anew.")
     # Held before or after: a run that begins or ends between two looks is not dead.
     holder = before or folder.holder()
-    state = _state(told, holder)
-    slides = tuple(_slide(name, told, active=state == "running") for name in told["slides"])
+    now = at or datetime.now(UTC)
+    state = _state(told, holder, now)
+    if state != "running":
+        told = _with_slide_states(told, folder, now)
+    slides = tuple(_slide(name, told, active=state == "running" or name in told["active"]) for name in told["slides"])
     sound = [slide for slide in slides if slide.state != "failed"]
-    written = _moment(told.get("written"))
+    progressed = _moment(told.get("progressed", told.get("written")))
     return RunStatus(
         root,
         state,
         str(told.get("reason", "")),
-        str(holder or ""),
+        str(holder or (f"on {told['machine']['host']}" if state == "running" else "")),
         str(told.get("start") or ""),
         str(told.get("end") or ""),
         sum(slide.blocks_done for slide in sound),
         sum(slide.blocks for slide in sound),
         _eta_s(told, sum(slide.blocks - slide.blocks_done for slide in sound)) if state == "running" else None,
-        None if written is None else max(0.0, ((at or datetime.now(UTC)) - written).total_seconds()),
+        None if progressed is None else max(0.0, (now - progressed).total_seconds()),
         slides,
         dict(told.get("excluded", {})),
         tuple(told.get("notes", ())),
     )
 
 
-def _state(told: dict[str, Any], holder: Holder | None) -> str:
+def _with_slide_states(told: dict[str, Any], folder: RunFolder, now: datetime) -> dict[str, Any]:
+    """Return how a run stands with what processes tell that measure one slide each, where that is newer."""
+    told = told | {name: dict(told.get(name, {})) for name in ("slides", "blocks")}
+    told |= {"failures": list(told.get("failures", ())), "active": set()}
+    since = _moment(told.get("written"))
+    for name, slide in folder.slide_states():
+        written = _moment(slide.get("written"))
+        if name not in told["slides"] or (since and written and written < since):
+            continue
+        told["slides"][name] = slide.get("slides", {}).get(name, "waiting")
+        told["blocks"] |= slide.get("blocks", {})
+        told["failures"] = [f for f in told["failures"] if f["slide"] != name] + slide.get("failures", [])
+        if slide.get("state") == "running" and (folder.slide_holder(name) or _heard(slide, now)):
+            told["active"].add(name)
+    return told
+
+
+def _heard(told: dict[str, Any], now: datetime) -> bool:
+    """Return whether a process on another machine has given a sign of life lately: locks may not be seen from here."""
+    written = _moment(told.get("written"))
+    elsewhere = told.get("machine", {}).get("host") != socket.gethostname()
+    return elsewhere and written is not None and (now - written).total_seconds() < SILENCE_S
+
+
+def _state(told: dict[str, Any], holder: Holder | None, now: datetime) -> str:
     state = str(told.get("state", ""))
     if state == "running":
-        return "running" if holder else "died"
+        return "running" if holder or _heard(told, now) else "died"
     if state in FINISHED and told.get("waiting"):
         machine = told.get("machine", {})
         watcher = Holder(machine.get("host", ""), machine.get("process", 0), "", machine.get("process_born", 0.0))
@@ -151,6 +183,8 @@ def _slide(name: str, told: dict[str, Any], *, active: bool) -> SlideStatus:
         return SlideStatus(name, "failed", first.get("stage", ""), *counted, *why)
     if stage == "done":
         return SlideStatus(name, "done", "", *counted)
+    if stage == "waiting" and name in told["active"]:
+        return SlideStatus(name, "running", "check", *counted)
     if stage == "waiting":
         return SlideStatus(name, "waiting", "", *counted, told.get("waiting", {}).get(name, ""))
     return SlideStatus(name, "running" if active else "waiting", stage, *counted)
@@ -187,6 +221,8 @@ def _detail(slide: SlideStatus) -> str:
     blocks = f"{slide.blocks_done} of {slide.blocks} block(s)"
     if slide.state == "failed":
         return f"{slide.stage}: {slide.reason} {slide.remedy}".rstrip()
+    if slide.stage == "threshold" and slide.state == "waiting":
+        return f"measured, {blocks}"
     if slide.state == "running":
         if slide.stage == "threshold":
             return "threshold: waits for the other slides of its batch"
@@ -210,6 +246,8 @@ def _headline(status: RunStatus) -> str:
         return "Watching for slides that are still to come."
     if status.state == "incomplete":
         return f"Ended at {_clock(status.end)} with slides still to come. {goes_on}"
+    if status.state == "by slide":
+        return "Slides are measured one by one; the command without --slide then makes the tables of them."
     if status.state == "interrupted":
         return f"Interrupted at {_clock(status.end)}. {goes_on}"
     if status.state == "stopped":

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the run folder's layout."""
 
+TASK = "task.json"
+"""How a slide stands that is measured by a process of its own, in its folder: as ``run.json`` for the study."""
+
 
 _LEFTOVER = re.compile(r"\..+\.(\w{8}\.part|\d+\.(part|tiles))")
 """What `whole_file` and `ometiff` call their unfinished files."""
@@ -302,20 +305,63 @@ class RunFolder:
         """
         self.claim()
         with lock.locked(self.root):
-            try:
-                for name in (".blocks", "slides", "tables"):
-                    (self.root / name).mkdir(exist_ok=True)
-            except OSError as error:
-                raise StoreError(
-                    f"Cannot write in '{self.root}': {error.strerror or error}.",
-                    "Make room or give write permission, then run the same command again.",
-                ) from error
+            self._make("slides")
+            self._refuse_if_slides_are_held()
+            self._make(".blocks", "tables")
             self.sweep()
             shutil.rmtree(self.blocks.folder / "damaged", ignore_errors=True)
             try:
                 yield
             finally:
                 self.sweep()
+
+    def _make(self, *names: str) -> None:
+        try:
+            for name in names:
+                (self.root / name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write in '{self.root}': {error.strerror or error}.",
+                "Make room or give write permission, then run the same command again.",
+            ) from error
+
+    @contextlib.contextmanager
+    def slide_held(self, slide_id: str) -> Iterator[None]:
+        """Claim the folder for work on one slide: others may work on other slides, but no run on the whole.
+
+        Each side takes its own lock first and then looks for the other's, so that never both go on.
+
+        Raises
+        ------
+        StoreError
+            As `claim`, and if another run works in the folder or on the slide.
+        """
+        self.claim()
+        try:
+            (self.root / lock.LOCK).touch()
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write in '{self.root}': {error.strerror or error}.", "Name another --out."
+            ) from error
+        self._make("slides", ".blocks", "tables", f"slides/{slide_id}")
+        with lock.locked(self.slide(slide_id)):
+            holder = self.holder()
+            if holder is not None:
+                raise StoreError(f"Another run works in '{self.root}': {holder}.", "Wait until it ends, or stop it.")
+            yield
+
+    def slide_holder(self, slide_id: str) -> Holder | None:
+        """Return which process works on this slide alone now; None when none does."""
+        return lock.holder(self.slide(slide_id))
+
+    def _refuse_if_slides_are_held(self) -> None:
+        for path in sorted((self.root / "slides").glob(f"*/{lock.LOCK}")):
+            holder = lock.holder(path.parent)
+            if holder is not None:
+                raise StoreError(
+                    f"Another run works on slide '{path.parent.name}' in '{self.root}': {holder}.",
+                    "Wait until it ends, or stop it.",
+                )
 
     def sweep(self) -> None:
         """Remove unfinished files of writers that were killed. Only for who holds the folder."""
@@ -342,8 +388,19 @@ class RunFolder:
 
     def state(self) -> dict[str, Any]:
         """Return what ``run.json`` says; empty when it is missing or damaged."""
-        try:
-            content = json.loads((self.root / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return _content(self.root / "run.json")
+
+    def slide_states(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield what each slide's own file says of those that are, or were, measured by a process of their own."""
+        for path in sorted((self.root / "slides").glob(f"*/{TASK}")):
+            content = _content(path)
+            if content:
+                yield path.parent.name, content
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -138,7 +138,7 @@ def digests(out: Path) -> dict[str, str]:
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(files)
-        if path.name not in ("run.json", "report.html", "log.txt", ".lock")
+        if path.name not in ("run.json", "report.html", "log.txt", "performance.csv", ".lock")
     }
 
 

@@ -95,6 +95,7 @@ def test_what_is_under_way_is_named_with_the_time_left(run, monkeypatch):
     start = "2026-01-01T00:00:00+00:00"
     told = {
         "state": "running", "start": start, "written": "2026-01-01T00:01:00+00:00", "blocks_computed": 3,
+        "progressed": "2026-01-01T00:01:00+00:00",
         "slides": {"a": "segment", "b": "waiting", "gone": "failed"},
         "blocks": {"a": {"done": 3, "of": 4}, "b": {"done": 0, "of": 6}},
     }  # fmt: skip

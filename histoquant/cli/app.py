@@ -32,6 +32,9 @@ Recipe = Annotated[Path, typer.Option("--recipe", "-r", help="The recipe (TOML).
 Workers = Annotated[
     int | None, typer.Option("--workers", "-w", min=1, help="Processes; as many as there are cores when not given.")
 ]
+Cluster = Annotated[
+    Path | None, typer.Option("--cluster", help="Where to run (TOML), as those in workflows/clusters; this machine.")
+]
 Outside = Annotated[
     bool, typer.Option("--allow-outside", help="Allow relative paths in the sheet that leave its folder.")
 ]

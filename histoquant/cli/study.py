@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoquant.cli.app import Json, Log, Outside, Quiet, Workers, app
+from histoquant.cli.app import Cluster, Json, Log, Outside, Quiet, Workers, app
 from histoquant.console import Printer
 from histoquant.errors import InputError
 
 if TYPE_CHECKING:
     from histoquant.batch import Outcome
     from histoquant.inputs import Checked
+    from histoquant.steps import Extent
 
 EXAMPLE = "histoquant run study.csv --recipe recipe.toml --out results"
 
@@ -66,35 +67,58 @@ def init(
         tell(line)
 
 
-@app.command(epilog="Example:  histoquant check study.csv --recipe recipe.toml")
+@app.command(
+    epilog="Example:  histoquant check study.csv --recipe recipe.toml\n\n"
+    "Before a night on a cluster:  histoquant check study.csv --recipe recipe.toml --cluster slurm.toml"
+)
 def check(
     study: Annotated[Path, typer.Argument(help="The sample sheet (CSV).")],
     recipe: SheetRecipe = None,
+    cluster: Cluster = None,
     allow_outside: Outside = False,
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Open everything, compute nothing, and print all faults at once. Exit code 0 or 2."""
-    from histoquant.assays import check_any, check_assays
-    from histoquant.inputs import KINDS, load, load_assays
+    """Open everything, compute nothing, and print all faults at once. Exit code 0 or 2.
 
+    With --cluster also the submit script, and memory and time by one measured block of tiles.
+    """
+    from histoquant.assays import check_any, check_assays
+    from histoquant.batch import check_study
+    from histoquant.inputs import KINDS, load, load_assays, read_profile
+
+    profile = None if cluster is None else read_profile(cluster)
     _needs_recipe(study, recipe, "check")
+    extents: dict[str, Extent] = {}
     if recipe is None:
+        if profile is not None:
+            raise InputError("--cluster estimates one assay.", "Give its recipe, and a sheet of its slides.")
         assays = load_assays(study, allow_outside=allow_outside)
         sound, failures = check_assays(assays)
         n_slides = sum(len(each.study.included) for each in assays.values())
     else:
         checked = load(study, recipe, allow_outside=allow_outside, kinds=KINDS)
         n_slides = len(checked.study.included)
-        failures = check_any(checked)
+        if checked.recipe.kind == "cells":
+            extents, failures = check_study(checked)
+        else:
+            failures = check_any(checked)
         faulty = {failure.slide for failure in failures}
         sound = [row.slide_id for row in checked.taken if row.slide_id not in faulty]
     tell = Printer(quiet, None)
+    told = None
+    if profile is not None and extents:
+        from histoquant.estimate import estimate
+
+        told = estimate(checked, extents, profile)
     if json_:
-        print(json.dumps({"sound": sound, "faults": [vars(failure) for failure in failures]}, indent=2))
+        found = {"sound": sound, "faults": [vars(failure) for failure in failures]}
+        print(json.dumps(found | ({"estimate": told.as_dict()} if told else {}), indent=2))
     for failure in () if json_ else failures:
         print(f"{failure.slide}: {failure.error} {failure.remedy}", file=sys.stderr)
     if not json_:
+        for line in told.lines() if told else ():
+            tell(line)
         tell(f"{len(sound)} of {n_slides} slide(s) can be analysed; {len(failures)} fault(s).")
     raise typer.Exit(2 if failures else 0)
 
@@ -103,6 +127,7 @@ def check(
     epilog="Example:  histoquant run study.csv --recipe recipe.toml --out results --workers 2\n\n"
     "A scanner's folder:  histoquant run study.csv -r recipe.toml -o results --watch --until-idle 60\n\n"
     "Several assays, each row with its recipe in a column 'recipe':  histoquant run study.csv --out results\n\n"
+    "On a cluster:  histoquant run study.csv -r recipe.toml -o results --cluster slurm.toml\n\n"
     "The same again:  histoquant run --repeat results --out results_again"
 )
 def run(
@@ -117,6 +142,10 @@ def run(
         float | None, typer.Option("--block-timeout", min=1, help="Seconds after which a block of tiles hangs.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run left in the folder.")] = False,
+    cluster: Cluster = None,
+    slide: Annotated[
+        str | None, typer.Option("--slide", help="Only measure this one: for job arrays. Then run without it.")
+    ] = None,
     allow_outside: Outside = False,
     repeat: Annotated[
         Path | None, typer.Option("--repeat", help="Do the run in this folder again, into --out (DIR_repeat), compare.")
@@ -144,6 +173,12 @@ def run(
 
     tell = Printer(quiet or json_, log)
     settings: dict[str, Any] = {"workers": workers, "limits": Limits(memory, block_timeout)}
+    if cluster is not None:
+        from histoquant.inputs import read_profile
+
+        for name in [name for name, value in (("--workers", workers), ("--memory", memory)) if value is not None]:
+            raise InputError(f"{name} does not go with --cluster.", f"State it in {cluster.name}.")
+        settings["profile"] = read_profile(cluster)
     watching = {
         "--until-idle": until_idle,
         "--watch-pattern": watch_pattern,
@@ -152,7 +187,8 @@ def run(
     for name in [name for name, value in watching.items() if value is not None and not watch]:
         raise InputError(f"{name} says how to watch.", "Give --watch too.")
     if repeat is not None:
-        given = {"STUDY": study, "--recipe": recipe, "--fresh": fresh or None, "--watch": watch or None}
+        given: dict[str, Any] = {"STUDY": study, "--recipe": recipe, "--cluster": cluster, "--slide": slide}
+        given |= {"--fresh": fresh or None, "--watch": watch or None}
         for name in [name for name, value in given.items() if value is not None]:
             raise InputError(f"{name} does not go with --repeat, which takes all from the run.", "Leave it out.")
         _repeat(repeat, out or repeat.with_name(f"{repeat.resolve().name}_repeat"), settings, tell, json_)
@@ -162,6 +198,13 @@ def run(
     assert study is not None
     assert out is not None
     _needs_recipe(study, recipe, "run")
+    if slide is not None:
+        for name in [name for name, value in (("--fresh", fresh), ("--watch", watch)) if value]:
+            raise InputError(f"{name} does not go with --slide.", "Leave it out.")
+        if recipe is None:
+            raise InputError("--slide measures a slide of one assay.", "Give its recipe.")
+        _measure((study, recipe, allow_outside), slide, out, settings, tell)
+        return
     settings |= {"fresh": fresh}
     if recipe is None:
         if watch:
@@ -212,8 +255,27 @@ def _needs_recipe(study: Path, recipe: Path | None, command: str) -> None:
         )
 
 
+def _measure(files: tuple[Path, Path, bool], slide: str, out: Path, settings: dict[str, Any], tell: Printer) -> None:
+    """Measure one slide of a study, and leave with 0, or with 1 when it failed."""
+    from histoquant.inputs import load
+    from histoquant.means import Means
+    from histoquant.slidetask import measure_slide
+
+    study, recipe, allow_outside = files
+    checked = load(study, recipe, allow_outside=allow_outside)
+    with tell.progress(slide) as show:
+        failures = measure_slide(checked, slide, out, Means(**settings), command=sys.argv, progress=show)
+    for failure in failures:
+        print(f"{failure.slide} ({failure.stage}): {failure.error} {failure.remedy}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
+    tell(f"{slide} is measured.")
+
+
 def _analyse(checked: Checked, out: Path, settings: dict[str, Any], tell: Printer) -> Outcome:
     if checked.recipe.kind == "spines":
+        if settings.get("profile") is not None:
+            raise InputError("Stacks of dendrites are analysed on this machine.", "Leave --cluster out.")
         from histoquant.spine_study import run_spines
 
         given = {name: settings[name] for name in ("workers", "fresh")}

@@ -36,7 +36,7 @@ class Obedient:
     def __call__(self, image, pixel_size_um):
         if "LAB_LOG" in os.environ:
             with open(os.environ["LAB_LOG"], "a") as log:
-                log.write(f"{os.getpid()}\\n")
+                log.write(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}\\n")
         time.sleep(float(os.environ.get("LAB_DELAY", "0")))
         if pixel_size_um > 0.505:
             getattr(self, self.params.mode)()
@@ -69,6 +69,11 @@ class Obedient:
         while True:
             eaten.append(np.ones(4_000_000))
             time.sleep(0.01)
+
+    def feast(self):
+        eaten = np.ones(10**8)  # 0.8 GB
+        time.sleep(0.5)
+        assert eaten[-1]
 
     def refuse_memory(self):
         np.ones(10**17)

@@ -66,6 +66,16 @@ def test_a_disk_that_fills_up(lab, share):
     assert {name: now.get(name) for name in held} == held
 
 
+def test_a_scratch_disk_that_is_full_is_not_needed(lab, share):
+    lab.slides(ROWS[0], shape=(120, 120), n=12)
+    assert lab.run("--workers", 1, out=lab.root / "reference").returncode == 0
+    mounted("-t", "tmpfs", "-o", "size=4k", "tmpfs", share)
+    (share / "full").write_bytes(bytes(4096))
+    done = lab.run("--workers", 1, TMPDIR=share)
+    assert done.returncode == 0, done.stderr
+    assert digests(lab.out) == digests(lab.root / "reference")
+
+
 def test_a_folder_that_may_only_be_read(lab, share):
     lab.slides(ROWS[0])
     mounted("-t", "tmpfs", "-o", "size=50m", "tmpfs", share)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.faults.conftest import gone, workers_of
+from tests.faults.test_resume import digests
 
 GOOD = ("m1,vehicle,", "m2,treated,")
 BAD = "m2,treated,0.51"
@@ -83,6 +84,29 @@ def test_a_worker_that_was_killed_by_chance_costs_nothing(lab):
     assert done.returncode == 0, done.stderr
     assert not failures(lab.out)
     assert "was done again: its process was killed" in done.stdout
+
+
+@pytest.mark.parametrize("memory", [1.7, 1.0])
+def test_what_runs_out_of_memory_gets_a_fresh_worker_then_all_of_the_memory(lab, memory):
+    """Two workers of 0.7 GB are too small for what needs 1 GB; one with the memory of both does it, or nothing does."""
+    lab.slides(GOOD[0], BAD, shape=(120, 120), n=12)
+    lab.set_mode("feast")
+    done = lab.run("--workers", 2, "--memory", memory)
+    state = json.loads((lab.out / "run.json").read_text(encoding="utf-8"))
+    again = [note for note in state["notes"] if note.startswith("Slide 'b': block") and "ran out of memory" in note]
+    if memory == 1.7:
+        assert done.returncode == 0, done.stderr
+        assert not failures(lab.out)
+        assert len(again) >= 2
+        assert lab.run("--workers", 2, out=lab.root / "ample").returncode == 0
+        assert digests(lab.out) == digests(lab.root / "ample")
+    else:
+        assert done.returncode == 1, done.stderr
+        (failure,) = failures(lab.out)
+        assert failure["slide"] == "b"
+        assert "it ran out of memory: more than 0.7 GB" in failure["error"]
+        assert len(again) == 2
+        assert state["slides"]["a"] == "done"
 
 
 def test_what_does_not_fit_into_the_memory_is_refused_before_it_is_tried(lab):

@@ -25,12 +25,12 @@ TILES_OF_BLOCK = 4
 
 
 def digests(out):
-    """Everything that a run leaves and that does not name when it ran."""
-    files = [path for path in out.rglob("*") if path.is_file() and ".blocks" not in path.parts]
+    """Everything that a run leaves and that does not name when or where it ran."""
+    files = [path for path in out.rglob("*") if path.is_file() and not {".blocks", ".cluster"} & set(path.parts)]
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(files)
-        if path.name not in ("run.json", "report.html", "log.txt", lock.LOCK)
+        if path.name not in ("run.json", "report.html", "log.txt", "performance.csv", "task.json", lock.LOCK)
     }
 
 

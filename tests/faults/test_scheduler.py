@@ -1,0 +1,159 @@
+"""Workers behind a dask scheduler, as on a cluster, and what can happen to them. Nothing that is finished is lost.
+
+The same with jobs of a real Slurm: ``tests/cluster``.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.faults.test_resume import TILES_OF_BLOCK, blocks_of, digests
+
+ROWS = ("m1,vehicle,", "m2,treated,")
+TILES = 2 * 7 * 7
+
+
+class Scheduler:
+    """A dask scheduler and its workers as somebody else would start them, on loopback."""
+
+    def __init__(self, root, environment):
+        self.root, self.environment = root, environment
+        self.file = root / "scheduler.json"
+        self.processes = []
+        self.profile = root / "address.toml"
+        self.profile.write_text(
+            f'schema = 1\nkind = "address"\nfile = "{self.file}"\nmemory_gb = 2.0\nplain = true\n', encoding="utf-8"
+        )
+        self.scheduler = self._start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+
+    def worker(self, *options):
+        options = ("--no-nanny", *options) if "--nanny" not in options else options
+        return self._start(
+            "dask_worker", "--nthreads", "1", "--memory-limit", "2GB", "--host", "127.0.0.1", "--no-dashboard",
+            "--local-directory", str(self.root), "--death-timeout", "20", *options,
+        )  # fmt: skip
+
+    def _start(self, program, *options):
+        with (self.root / f"{program}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"distributed.cli.{program}", "--scheduler-file", str(self.file), *options],
+                stdout=log, stderr=log, env=self.environment,
+            )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def stop(self):
+        for process in reversed(self.processes):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def scheduler(lab):
+    lab.slides(*ROWS, shape=(400, 420), n=150)
+    started = Scheduler(lab.root, lab.environment | {"LAB_DELAY": "0.1"})
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def expected(lab, scheduler):
+    done = lab.run("--workers", 2, out=lab.root / "here")
+    assert done.returncode == 0, done.stderr
+    (lab.root / "lab.log").unlink()
+    return digests(lab.root / "here")
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_workers_come_and_go_and_the_bytes_are_the_same(lab, scheduler, expected):
+    """One is killed, one freezes until it is killed, one retires, others come: each costs the block it was at."""
+    workers = [scheduler.worker(), scheduler.worker()]
+    process = lab.start("--cluster", scheduler.profile)
+    until(lambda: lab.calls > 10)
+    kept = blocks_of(lab.out)
+    children = psutil.Process(workers[0].pid).children(recursive=True)
+    workers[0].kill()
+    workers.append(scheduler.worker("--lifetime", "6s"))
+    until(lambda: lab.calls > 25)
+    workers[1].send_signal(signal.SIGSTOP)
+    time.sleep(1)
+    workers[1].kill()
+    until(lambda: workers[2].poll() is not None)  # it retired
+    scheduler.worker()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert digests(lab.out) == expected
+    held = blocks_of(lab.out)
+    assert kept
+    assert {block: held[block] for block in kept} == kept
+    assert TILES <= lab.calls <= TILES + 3 * TILES_OF_BLOCK
+    assert children
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_scheduler_that_dies_is_one_sentence_and_a_new_one_goes_on(lab, scheduler, expected):
+    scheduler.worker()
+    process = lab.start("--cluster", scheduler.profile)
+    until(lambda: len(blocks_of(lab.out)) > 6)
+    kept = blocks_of(lab.out)
+    scheduler.scheduler.kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "The dask scheduler has gone" in errors
+    assert "Traceback" not in errors
+    scheduler.file.unlink()
+    again = Scheduler(lab.root, scheduler.environment)
+    try:
+        again.worker()
+        done = lab.run("--cluster", again.profile)
+        assert done.returncode == 0, done.stderr
+    finally:
+        again.stop()
+    assert digests(lab.out) == expected
+    held = blocks_of(lab.out)
+    assert {block: held[block] for block in kept} == kept
+
+
+def test_a_crash_takes_its_slide_and_no_innocent_block_along(lab, scheduler):
+    """Dask itself would blame the death of a worker on all that the worker had queued."""
+    lab.slides(ROWS[0], "m2,treated,0.51", ROWS[1])
+    lab.set_mode("fault")
+    workers = [scheduler.worker("--nthreads", "2")]
+    done = lab.run("--cluster", scheduler.profile)
+    assert done.returncode == 1, done.stderr
+    state = json.loads((lab.out / "run.json").read_text(encoding="utf-8"))
+    assert state["slides"] == {"a": "done", "b": "failed", "c": "done"}
+    (failure,) = state["failures"]
+    assert "SIGSEGV" in failure["error"]
+    assert workers[0].poll() is None  # the worker itself never noticed
+
+
+def test_workers_under_a_nanny_are_refused_with_the_remedy(lab, scheduler):
+    scheduler.worker("--nanny")
+    done = lab.run("--cluster", scheduler.profile)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert "--no-nanny" in line
+
+
+def test_no_scheduler_is_one_sentence(lab):
+    lab.slides(*ROWS)
+    path = lab.root / "address.toml"
+    path.write_text('schema = 1\nkind = "address"\naddress = "tcp://127.0.0.1:9"\nplain = true\n', encoding="utf-8")
+    done = lab.run("--cluster", path, DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="2s")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "No dask scheduler with workers at 'tcp://127.0.0.1:9'" in line
+    assert os.path.exists(lab.out / "run.json")
