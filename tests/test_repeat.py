@@ -98,7 +98,7 @@ def test_no_file_of_results_tells_the_time(made):
         for path in (made / "out").rglob("*")
         if path.suffix in (".csv", ".json", ".jsonl", ".txt", ".html") and day in path.read_text(encoding="utf-8")
     }
-    assert timed == {"run.json", "log.txt", "report.html", "performance.csv"}
+    assert timed == {"run.json", "log.txt", "report.html"}
 
 
 def test_a_repeat_is_the_same_to_the_byte(made, tmp_path, histoquant, monkeypatch):
