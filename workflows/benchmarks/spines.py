@@ -125,13 +125,15 @@ def twophoton(data: Path) -> None:
                 f"dendrite {number}, found {what} to marked tips: recall {hit / len(tips):.3f} precision {hit / n:.3f}"
             )
         covered = dendrites.covered(path, traced, within_um=1.0)
-        own = sum(
-            float(paths.steps_um(b.path)[(paths.foot_of(b.path, path).distance_um < 1.5)[1:]].sum()) for b in traced
-        )
         whole = paths.length_um(path)
+        here = {}
+        for within in (1.0, 1.5):
+            near = [(paths.foot_of(b.path, path).distance_um < within)[1:] for b in traced]
+            here[within] = sum(float(paths.steps_um(b.path)[k].sum()) for b, k in zip(traced, near, strict=True))
+        told = ", ".join(f"{own:.1f} um within {d} ({own / whole - 1:+.3f})" for d, own in here.items())
         print(
             f"  spines {n}, marked {len(tips)}, density error {n / len(tips) - 1:+.3f}; length {whole:.1f} um, "
-            f"traced here {own:.1f} um ({own / whole - 1:+.3f}), covered {covered:.3f}"
+            f"traced here {told}, covered {covered:.3f}"
         )
 
 
