@@ -102,7 +102,10 @@ def _checked(
         extents, failures = _open(state, pool, progress)
         if not extents:
             return extents, failures, cluster.Inline()
-    return extents, failures, held.enter_context(_elsewhere(state, profile, extents))
+    workers = held.enter_context(_elsewhere(state, profile, extents))
+    if page := workers.told().get("dashboard"):
+        progress(Progress(0, 0, f"dask's page about the workers: {page}"))
+    return extents, failures, workers
 
 
 @contextlib.contextmanager

@@ -86,6 +86,8 @@ def options(profile: QueueProfile, name: str, workers: int, logs: Path) -> dict[
         "worker_extra_args": [
             # Children are watched one by one; dask's own limit would count this process only.
             *("--memory-limit", "0", "--no-dashboard"),
+            # Even without its pages a worker answers over HTTP: nobody but the job's own machine.
+            *("--dashboard-address", "127.0.0.1:0"),
             *("--lifetime", f"{(1 - STAGGER) * lifetime:.0f}s"),
             *("--lifetime-stagger", f"{STAGGER * lifetime:.0f}s"),
         ],
