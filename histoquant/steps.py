@@ -333,6 +333,7 @@ def _finished(item: Joined, thresholds: Mapping[str, Threshold], flags: Sequence
             channels=work.survey.channels,
             regions=regions,
             cells=result.cells,
+            thresholds={name: threshold.value for name, threshold in thresholds.items()},
         )
     store.write_json(target / "provenance.json", _provenance(item, work, thresholds, result.flags))
     return SlideReport(result.regions, result.sensitivity, result.stain_scores, (*work.survey.notes, *result.flags))

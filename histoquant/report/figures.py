@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ def draw_overview(
     channels: Sequence[str],
     regions: RegionSet,
     cells: pd.DataFrame,
+    thresholds: Mapping[str, float],
 ) -> None:
     """Draw a slide with its regions, its positive cells and a scale bar, as PNG.
 
@@ -63,10 +64,14 @@ def draw_overview(
         The whole slide, shrunk; the counterstain is shown in grey, each marker as a glow in its colour.
     picture_um : float
         Size of one of its pixels in um.
+    thresholds : marker -> float
+        Intensity above the background from which a cell is positive: nothing dimmer glows fully, so that a control does
+        not look brighter than what it controls.
     """
     height, width = picture.shape[1] * picture_um, picture.shape[2] * picture_um
     figure, axes = canvas(height, width)
-    axes.imshow(_composite(picture, panel, channels), extent=(0, width, height, 0), interpolation="bilinear")
+    shown = _composite(picture, panel, channels, thresholds)
+    axes.imshow(shown, extent=(0, width, height, 0), interpolation="bilinear")
     _draw_regions(axes, regions, height)
     entries = []
     for index, name in enumerate(called_markers(panel)):
@@ -123,7 +128,9 @@ def canvas(height: float, width: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _composite(picture: NDArray[np.float32], panel: Panel, channels: Sequence[str]) -> NDArray[np.float32]:
+def _composite(
+    picture: NDArray[np.float32], panel: Panel, channels: Sequence[str], thresholds: Mapping[str, float]
+) -> NDArray[np.float32]:
     """Return an RGBA picture: counterstain grey-blue, each called marker a glow in its colour.
 
     With an alpha of 1, because matplotlib would add one in double precision and double the memory of a large picture.
@@ -141,6 +148,9 @@ def _composite(picture: NDArray[np.float32], panel: Panel, channels: Sequence[st
             continue
         plane = picture[channels.index(str(marker.channel))]
         low, high = np.percentile(plane, (5, 99.7)).astype(np.float32)
+        threshold = thresholds.get(name, 0.0)
+        if math.isfinite(threshold):
+            high = max(high, low + np.float32(threshold))
         if high > low:
             shade = np.clip((plane - low) / (high - low), 0, 1) ** np.float32(0.7)
             for part, share in enumerate(colour):
