@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,6 @@ from histoquant.analysis.translocation import translocated
 from histoquant.cluster import Inline, Limits
 from histoquant.cluster.profile import Profile
 from histoquant.corrected import write_corrected
-from histoquant.errors import HistoquantError
 from histoquant.exclusions import log_exclusions
 from histoquant.inference import write_statistics
 from histoquant.inputs import Checked
@@ -115,17 +113,9 @@ def run_study(
         if fresh:
             folder.clear()
         state = RunState(checked, folder, command)
-        state.write("running")
-        try:
+        with state.under_way():
             failures, reports = analysed(state, Means(workers, limits, profile), progress)
             _write_tables(state, failures, reports)
-        except KeyboardInterrupt:
-            state.write("interrupted")
-            raise
-        except HistoquantError as error:
-            with contextlib.suppress(HistoquantError):  # a full disk may not even hold this; the error says it too
-                state.write("stopped", reason=str(error))
-            raise
         state.write("failed" if failures else "done")
         if reports:
             state.notes += write_statistics(out).notes

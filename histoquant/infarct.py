@@ -90,33 +90,37 @@ def run_infarct(
     with folder.held():
         log_exclusions(out, checked.study)
         state = RunState(checked, folder, command)
-        state.write("running")
-        try:
-            tables = []
-            for done, row in enumerate(checked.taken):
-                progress(Progress(done, len(checked.taken), row.slide_id))
-                state.enter(row.slide_id, "finish")
-                try:
-                    table, notes = _measured(Job(row, checked.recipe, out), settings)
-                except HistoquantError as error:
-                    state.fail(Failure(row.slide_id, "infarct", error.message, error.remedy))
-                    continue
-                finally:
-                    release()
-                tables.append(table)
-                state.enter(row.slide_id, "done")
-                state.log(row.slide_id, *(f"note: {note}" for note in notes))
-                state.touch()
+        with state.under_way():
+            tables = _all_measured(state, settings, progress)
             _write_tables(state, tables, settings)
-        except KeyboardInterrupt:
-            state.write("interrupted")
-            raise
         state.write("failed" if state.failures else "done")
         if tables:
             state.notes += write_statistics(out).notes
             write_pages(out, render_infarct(out))
         progress(Progress(len(checked.taken), len(checked.taken), "done"))
     return Outcome(out, len(checked.taken), tuple(state.failures), tuple(state.notes))
+
+
+def _all_measured(
+    state: RunState, settings: InfarctSettings, progress: Callable[[Progress], None]
+) -> list[pd.DataFrame]:
+    """Measure every picture, and return the tables of slices of those that did not fail."""
+    tables, rows = [], state.checked.taken
+    for done, row in enumerate(rows):
+        progress(Progress(done, len(rows), row.slide_id))
+        state.enter(row.slide_id, "finish")
+        try:
+            table, notes = _measured(Job(row, state.checked.recipe, state.folder.root), settings)
+        except HistoquantError as error:
+            state.fail(Failure(row.slide_id, "infarct", error.message, error.remedy))
+            continue
+        finally:
+            release()
+        tables.append(table)
+        state.enter(row.slide_id, "done")
+        state.log(row.slide_id, *(f"note: {note}" for note in notes))
+        state.touch()
+    return tables
 
 
 def _read(row: StudySlide, settings: InfarctSettings) -> tuple[Picture, float, list[Any], Side | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shlex
@@ -9,7 +10,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from histoquant import __version__, lock, registry, store
 from histoquant.analysis.positivity import Threshold
 from histoquant.cores import available_cores
-from histoquant.errors import StoreError
+from histoquant.errors import HistoquantError, StoreError
 from histoquant.inputs import Checked, stated_inputs
 from histoquant.lock import Holder
 from histoquant.model.recipe import RESULT_VERSION
@@ -99,6 +100,20 @@ class RunState:
     def progress(self) -> None:
         """Note that a piece of work was finished now."""
         self.progressed = _now()
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Say that work goes on, and if it does not come to its end, why: interrupted, or stopped by what."""
+        self.write("running")
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.write("interrupted")
+            raise
+        except HistoquantError as error:
+            with contextlib.suppress(HistoquantError):  # a full disk may not even hold this; the error says it too
+                self.write("stopped", reason=str(error))
+            raise
 
     def enter(self, slide: str, stage: str) -> None:
         """Note that a slide is at a stage now, and so has done the one before."""

@@ -6,12 +6,11 @@ the run of the whole study that follows finds every slide measured, and makes ca
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from histoquant.errors import HistoquantError, InputError
+from histoquant.errors import InputError
 from histoquant.inputs import Checked
 from histoquant.means import Means, analysed
 from histoquant.model.study import Study
@@ -52,15 +51,7 @@ def measure_slide(
             RunState(checked, folder, command).write("by slide")  # which slides there are, for `status`
         only = replace(checked, study=Study(rows, checked.study.folder), waiting={})
         state = RunState(only, folder, command, path=folder.slide(slide_id) / TASK)
-        state.write("running")
-        try:
+        with state.under_way():
             failures, _ = analysed(state, means, progress, measure_only=True)
-        except KeyboardInterrupt:
-            state.write("interrupted")
-            raise
-        except HistoquantError as error:
-            with contextlib.suppress(HistoquantError):  # a full disk may not even hold this; the error says it too
-                state.write("stopped", reason=str(error))
-            raise
         state.write("failed" if failures else "done")
     return failures

@@ -92,16 +92,12 @@ def run_spines(
         if fresh:
             folder.clear()
         state = RunState(checked, folder, command)
-        state.write("running")
         log_exclusions(out, checked.study)
-        try:
-            state.failures += sorted(
-                _analysed(state, workers, progress), key=lambda failure: list(state.slides).index(failure.slide)
-            )
+        with state.under_way():
+            failures = _analysed(state, workers, progress)
+            order = list(state.slides)
+            state.failures += sorted(failures, key=lambda failure: order.index(failure.slide))
             _write_tables(state)
-        except KeyboardInterrupt:
-            state.write("interrupted")
-            raise
         state.write("failed" if state.failures else "done")
         if "done" in state.slides.values():
             state.notes += write_statistics(out).notes

@@ -88,15 +88,7 @@ def infarct_values(animals: pd.DataFrame) -> pd.DataFrame:
     animals : DataFrame
         As `tables.INFARCT` lists it. Animals that miss a picture have no values, and say so.
     """
-    import pandas as pd
-
-    columns = animals[["animal", "group", "flags"]].assign(
-        marker=INFARCT, region=BRAIN, n_sections=animals["n_slices"].where(animals["direct_mm3"].notna(), 0)
-    )
-    return pd.concat(
-        [columns.assign(measure=measure, value=animals[measure].astype(float)) for measure in INFARCT_MEASURES],
-        ignore_index=True,
-    )
+    return _one_row_each(animals, INFARCT, BRAIN, INFARCT_MEASURES, of="n_slices", known="direct_mm3")
 
 
 def spine_values(animals: pd.DataFrame) -> pd.DataFrame:
@@ -107,13 +99,28 @@ def spine_values(animals: pd.DataFrame) -> pd.DataFrame:
     animals : DataFrame
         As `tables.SPINE_ANIMALS` lists it. Animals that miss a stack have no values, and say so.
     """
+    return _one_row_each(animals, SPINE, DENDRITE, SPINE_MEASURES, of="n_stacks", known="spines_per_10um")
+
+
+def _one_row_each(
+    animals: pd.DataFrame, marker: str, region: str, measures: Sequence[str], *, of: str, known: str
+) -> pd.DataFrame:
+    """Return the values of a table with one row per animal.
+
+    Parameters
+    ----------
+    of : str
+        Column that says of how many slides or slices an animal's values are.
+    known : str
+        Column without a value in animals that are left out.
+    """
     import pandas as pd
 
     columns = animals[["animal", "group", "flags"]].assign(
-        marker=SPINE, region=DENDRITE, n_sections=animals["n_stacks"].where(animals["spines_per_10um"].notna(), 0)
+        marker=marker, region=region, n_sections=animals[of].where(animals[known].notna(), 0)
     )
     return pd.concat(
-        [columns.assign(measure=measure, value=animals[measure].astype(float)) for measure in SPINE_MEASURES],
+        [columns.assign(measure=measure, value=animals[measure].astype(float)) for measure in measures],
         ignore_index=True,
     )
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from histoquant.model.tables import ENDPOINT_GROUPS, FAILURES, INFARCT, INFARCT_SLICES, records
-from histoquant.report.charts import dots_chart
-from histoquant.report.effects import arrive, effects, left_out
-from histoquant.report.gallery import THUMBNAIL_PX, picture_of
-from histoquant.report.markup import Html, box, bullets, folded, frame_table, html, paragraph
+from histoquant.model.tables import INFARCT_SLICES
+from histoquant.report.animals_page import animals_page, cards, groups_figure, groups_of
+from histoquant.report.markup import Html, paragraph
 from histoquant.report.methods import statistics_text
-from histoquant.report.page import Report, contents, section, whole_page
+from histoquant.report.page import Report
 from histoquant.report.paper import Album
 from histoquant.report.run import Run, read_run, read_table
 
@@ -44,78 +40,25 @@ def render_infarct(root: Path) -> Report:
     InputError
         If a table is missing or damaged.
     """
-    state = json.loads((root / "run.json").read_text(encoding="utf-8"))
-    settings = state["recipe"]["infarct"]
-    animals, groups = (
-        read_table(root / "tables" / f"{name}.csv", schema)
-        for name, schema in (("infarct", INFARCT), ("infarct_groups", ENDPOINT_GROUPS))
-    )
+    run, album = read_run(root), Album()
     slices = read_table(root / "tables" / "infarct_slices.csv", INFARCT_SLICES)
-    failures = read_table(root / "failures.csv", FAILURES)
-    title = state["recipe"].get("name") or "Infarct volumes"
-    album = Album()
-    parts: list[str] = []
-    if len(failures):
-        rows = [f"{row.slide}: {row.error} {row.remedy}" for row in records(failures)]
-        parts.append(box("bad", "Failed", bullets(rows)))
-    flagged: dict[str, list[str]] = {}
-    for row in records(animals):
-        for flag in filter(None, row.flags.split("; ")):
-            flagged.setdefault(flag, []).append(row.animal)
-    if flagged:
-        remarks = [f"{flag}: {', '.join(names)}" for flag, names in flagged.items()]
-        parts.append(box("warn", "To look at", bullets(remarks)))
-    primary = f"{settings['primary']}_mm3"
-    run = read_run(root)
-    content = {
-        "Volumes": _results(animals, groups, primary, album),
-        "Effects": effects(run, album),
-        "Slices": _gallery(root, state, slices),
-        "Left out": left_out(run),
-        "Tables": _tables(animals, groups, slices),
-        "Methods": infarct_methods(run),
-        "ARRIVE 2.0": arrive(run),
-    }
-    keys = {name.lower().split(" ")[0]: name for name in content}
-    parts += [section(key, name, content[name]) for key, name in keys.items()]
-    head = f"<h1>{escape(title)}</h1>\n{contents(keys)}"
-    return Report(whole_page(title, head + "".join(parts)), album.files)
-
-
-def _results(animals: pd.DataFrame, groups: pd.DataFrame, primary: str, album: Album) -> str:
-    wide = groups.pivot_table(index="group", columns="endpoint", values=["mean", "sd"], sort=False, dropna=False)
-    columns = [primary, "swelling_percent"]
-    drawn = wide["mean"][columns].assign(region="brain", **{f"{c}_sd": wide["sd"][c] for c in columns}).reset_index()
-    chart = dots_chart(
-        animals.assign(region="brain"),
-        drawn,
-        {column: f"{LABELS[column]}" + (" (declared)" if column == primary else "") for column in columns},
-        chart_id="infarct",
-        label="Infarct volume and swelling of every animal, with mean and SD of each group",
+    primary = f"{run.state['recipe']['infarct']['primary']}_mm3"
+    columns = {name: LABELS[name] for name in (primary, "swelling_percent")}
+    columns[primary] += " (declared)"
+    label = "Infarct volume and swelling of every animal, with mean and SD of each group"
+    return animals_page(
+        run,
+        "Infarct volumes",
+        album,
+        ("Volumes", groups_figure(run, columns, LABELS, region="brain", label=label, album=album)),
+        ("Slices", cards(run, slices, _line, "outlines, midlines and infarcts")),
+        tables={"Animals": (run.by_animal, 2), "Groups by endpoint": (groups_of(run), 2), "Slices": (slices, 4)},
+        methods=infarct_methods(run),
     )
-    shown = ["group", "endpoint", "n_animals", "mean", "sd", "percent_change", "flags"]
-    named = groups.assign(endpoint=groups["endpoint"].map(LABELS))
-    return album.figure(chart, "results_infarct") + frame_table("Groups, over animals", named, shown, n_heads=2)
 
 
-def _gallery(root: Path, state: dict[str, Any], slices: pd.DataFrame) -> Html:
-    cards = []
-    for slide, how in state["slides"].items():
-        own = slices[slices["slide_id"] == slide]
-        lines = [f"{how}"] if how != "done" else [f"{len(own)} slices, infarct {own['infarct_mm2'].sum():.0f} mm²"]
-        folder = root / "slides" / slide
-        picture = picture_of(slide, folder, THUMBNAIL_PX, "outlines, midlines and infarcts") if how == "done" else ""
-        caption = f'<p class="name">{html(slide)}</p>' + "".join(f"<p>{html(line)}</p>" for line in lines)
-        group = own["group"].iloc[0] if len(own) else ""
-        cards.append(f'<figure data-group="{html(group)}">{picture}<figcaption>{caption}</figcaption></figure>\n')
-    return Html(f'<div class="slides">\n{"".join(cards)}</div>\n')
-
-
-def _tables(animals: pd.DataFrame, groups: pd.DataFrame, slices: pd.DataFrame) -> str:
-    return "".join(
-        folded(name, frame_table(name, table, list(table.columns), n_heads=heads))
-        for name, table, heads in (("Animals", animals, 2), ("Groups by endpoint", groups, 2), ("Slices", slices, 4))
-    )
+def _line(slices: pd.DataFrame) -> str:
+    return f"{len(slices)} slices, infarct {slices['infarct_mm2'].sum():.0f} mm²"
 
 
 def infarct_methods(run: Run) -> Html:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from histoquant.model.tables import DENDRITES, ENDPOINT_GROUPS, FAILURES, SPINE_ANIMALS, SPINES, records
-from histoquant.report.charts import dots_chart
-from histoquant.report.effects import MEASURES, arrive, effects, left_out
-from histoquant.report.gallery import THUMBNAIL_PX, picture_of
-from histoquant.report.markup import Html, box, bullets, folded, frame_table, html, paragraph
+from histoquant.model.tables import DENDRITES, SPINES
+from histoquant.report.animals_page import animals_page, cards, groups_figure, groups_of
+from histoquant.report.effects import MEASURES
+from histoquant.report.markup import Html, paragraph
 from histoquant.report.methods import statistics_text
-from histoquant.report.page import Report, contents, section, whole_page
+from histoquant.report.page import Report
 from histoquant.report.paper import Album
 from histoquant.report.run import Run, read_run, read_table
 
@@ -33,85 +30,34 @@ def render_spines(root: Path) -> Report:
     InputError
         If a table is missing or damaged.
     """
-    state = json.loads((root / "run.json").read_text(encoding="utf-8"))
-    animals, groups, dendrites, spines = (
-        read_table(root / "tables" / f"{name}.csv", schema)
-        for name, schema in (
-            ("spines", SPINE_ANIMALS),
-            ("spines_groups", ENDPOINT_GROUPS),
-            ("all_dendrites", DENDRITES),
-            ("all_spines", SPINES),
-        )
+    run, album = read_run(root), Album()
+    dendrites, spines = (
+        read_table(root / "tables" / f"all_{name}.csv", schema)
+        for name, schema in (("dendrites", DENDRITES), ("spines", SPINES))
     )
-    failures = read_table(root / "failures.csv", FAILURES)
-    title = state["recipe"].get("name") or "Dendrites and spines"
-    album = Album()
-    parts: list[str] = []
-    if len(failures):
-        rows = [f"{row.slide}: {row.error} {row.remedy}" for row in records(failures)]
-        parts.append(box("bad", "Failed", bullets(rows)))
-    if flagged := [f"{row.animal}: {row.flags}" for row in records(animals) if row.flags]:
-        parts.append(box("warn", "To look at", bullets(flagged)))
-    run = read_run(root)
-    content = {
-        "Densities": _results(animals, groups, album),
-        "Effects": effects(run, album),
-        "Stacks": _gallery(root, state, dendrites),
-        "Left out": left_out(run),
-        "Tables": _tables(animals, groups, dendrites, spines),
-        "Methods": spines_methods(run),
-        "ARRIVE 2.0": arrive(run),
-    }
-    keys = {name.lower().split(" ")[0]: name for name in content}
-    parts += [section(key, name, content[name]) for key, name in keys.items()]
-    head = f"<h1>{escape(title)}</h1>\n{contents(keys)}"
-    return Report(whole_page(title, head + "".join(parts)), album.files)
-
-
-def _results(animals: pd.DataFrame, groups: pd.DataFrame, album: Album) -> str:
-    columns = ["spines_per_10um", "spine_length_um", "head_width_um"]
-    wide = groups.pivot_table(index="group", columns="endpoint", values=["mean", "sd"], sort=False, dropna=False)
-    drawn = wide["mean"][columns].assign(region="dendrite", **{f"{c}_sd": wide["sd"][c] for c in columns}).reset_index()
-    chart = dots_chart(
-        animals.assign(region="dendrite"),
-        drawn,
-        {column: MEASURES[column] for column in columns},
-        chart_id="spines",
-        label="Density, length and width of spines of every animal, with mean and SD of each group",
-    )
-    shown = ["group", "endpoint", "n_animals", "mean", "sd", "percent_change", "flags"]
-    named = groups.assign(endpoint=groups["endpoint"].map(MEASURES))
-    return album.figure(chart, "results_spines") + frame_table("Groups, over animals", named, shown, n_heads=2)
-
-
-def _gallery(root: Path, state: dict[str, Any], dendrites: pd.DataFrame) -> Html:
-    cards = []
-    for slide, how in state["slides"].items():
-        own = dendrites[dendrites["slide_id"] == slide]
-        n, length = int(own["n_spines"].sum()), own["length_um"].sum()
-        lines = [how] if how != "done" else [f"{len(own)} dendrite(s), {length:,.0f} µm, {n} spines"]
-        folder = root / "slides" / slide
-        picture = (
-            picture_of(slide, folder, THUMBNAIL_PX, "traces and spines on the projection") if how == "done" else ""
-        )
-        caption = f'<p class="name">{html(slide)}</p>' + "".join(f"<p>{html(line)}</p>" for line in lines)
-        group = own["group"].iloc[0] if len(own) else ""
-        cards.append(f'<figure data-group="{html(group)}">{picture}<figcaption>{caption}</figcaption></figure>\n')
+    columns = {name: MEASURES[name] for name in ("spines_per_10um", "spine_length_um", "head_width_um")}
+    label = "Density, length and width of spines of every animal, with mean and SD of each group"
     note = paragraph("Every dendrite drawn straight, with its spines, is in slides/<slide>/strips.png.")
-    return Html(f'{note}<div class="slides">\n{"".join(cards)}</div>\n')
-
-
-def _tables(animals: pd.DataFrame, groups: pd.DataFrame, dendrites: pd.DataFrame, spines: pd.DataFrame) -> str:
     classes = spines.groupby(["slide_id", "class"], sort=False).size().rename("n_spines").reset_index()
-    return "".join(
-        folded(name, frame_table(name, table, list(table.columns), n_heads=heads))
-        for name, table, heads in (
-            ("Animals", animals, 2),
-            ("Groups by endpoint", groups, 2),
-            ("Dendrites", dendrites[[name for name in dendrites if name not in ("region", "hidden_factor")]], 3),
-            ("Classes of spines by stack", classes, 2),
-        )
+    return animals_page(
+        run,
+        "Dendrites and spines",
+        album,
+        ("Densities", groups_figure(run, columns, MEASURES, region="dendrite", label=label, album=album)),
+        ("Stacks", note + cards(run, dendrites, _line, "traces and spines, projected")),
+        tables={
+            "Animals": (run.by_animal, 2),
+            "Groups by endpoint": (groups_of(run), 2),
+            "Dendrites": (dendrites[[name for name in dendrites if name not in ("region", "hidden_factor")]], 3),
+            "Classes of spines by stack": (classes, 2),
+        },
+        methods=spines_methods(run),
     )
+
+
+def _line(dendrites: pd.DataFrame) -> str:
+    length, n = dendrites["length_um"].sum(), int(dendrites["n_spines"].sum())
+    return f"{len(dendrites)} dendrite(s), {length:,.0f} µm, {n} spines"
 
 
 def spines_methods(run: Run) -> Html:
