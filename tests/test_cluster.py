@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import pickle
 import threading
@@ -212,3 +213,12 @@ def test_what_a_study_would_take_is_told_before_it_is_queued(study, histoquant, 
     assert (told["n_slides"], told["n_blocks"], told["tiles_each"]) == (2, 2, 4)
     assert 0 < told["block_s"] < 60
     assert told["memory_each_bytes"] < 8e9
+
+
+def test_what_asyncio_says_of_waits_that_nobody_waits_for_any_more_is_not_shown(capfd):
+    with cluster.workers(1) as workers:
+        assert workers.submit(len, "ab").result() == 2
+        logging.getLogger("asyncio").error("Future exception was never retrieved")
+        logging.getLogger("asyncio").error("something else")
+    told = capfd.readouterr().err
+    assert "never retrieved" not in told

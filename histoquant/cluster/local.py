@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import pickle
 import socket
 import tempfile
@@ -236,12 +237,21 @@ def _ask(name: str, call: bytes, piece: Piece) -> Any:
     return _RUNNING[name].ask(call, piece)
 
 
+def not_asyncios_last_words(record: logging.LogRecord) -> bool:
+    """Leave out what asyncio says of a wait that the end of a run cut short: nobody waits for it any more.
+
+    A run that a full disk ended has said so in one sentence; "Future exception was never retrieved" is no part of it.
+    """
+    return "was never retrieved" not in record.getMessage()
+
+
 @contextlib.contextmanager
 def _dask_threads(number: int) -> Iterator[Executor]:
     """Give a dask executor with a number of threads in this process; nobody outside this machine can reach it."""
     import dask
     from distributed import Client, LocalCluster
 
+    logging.getLogger("asyncio").addFilter(not_asyncios_last_words)
     settings = {
         # Pieces take seconds and return keys: there is nothing to steal, to spill or to pause for.
         "distributed.scheduler.work-stealing": False,
