@@ -91,14 +91,14 @@ def test_the_study_and_recipe_come_back_as_they_were(made):
 
 
 def test_no_file_of_results_tells_the_time(made):
-    """So that two runs can be compared byte for byte; run.json, progress, log and report say when."""
+    """So that two runs can be compared byte for byte; run.json, logs and report say when."""
     day = told(made / "out" / "run.json")["start"][:10]
     timed = {
         path.name
         for path in (made / "out").rglob("*")
         if path.suffix in (".csv", ".json", ".jsonl", ".txt", ".html") and day in path.read_text(encoding="utf-8")
     }
-    assert timed == {"run.json", "log.txt", "report.html"}
+    assert timed == {"run.json", "log.txt", "report.html", "exclusions.jsonl"}
 
 
 def test_a_repeat_is_the_same_to_the_byte(made, tmp_path, histoquant, monkeypatch):

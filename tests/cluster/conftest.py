@@ -112,7 +112,7 @@ def sample(tmp_path_factory):
     return *files, here
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=180):
     """Wait for something that takes seconds."""
     end = time.monotonic() + seconds
     while not condition():
