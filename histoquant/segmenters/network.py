@@ -92,7 +92,7 @@ class NetworkParams(BaseModel):
         description="A pixel is in a nucleus when that is more probable than this; higher makes nuclei smaller.",
     )
     split: float = Field(
-        0.7,
+        0.6,
         ge=0.1,
         le=0.999,
         title="Split",
@@ -100,7 +100,7 @@ class NetworkParams(BaseModel):
         "higher splits more.",
     )
     certainty: float = Field(
-        0.4,
+        0.5,
         ge=0,
         lt=1,
         title="Certainty",
