@@ -1,7 +1,7 @@
 """Dendrites and spines of a study: stacks in, densities by animal out.
 
-A stack is the unit of work and of resume: its folder is written whole, and is taken over by the next start when the
-stack, its trace, the recipe and the scorer are what they were.
+A stack is the unit of work and of resume: its ``provenance.json`` is written last, and its folder is taken over by the
+next start when the stack, its trace, the recipe and the scorer are what that says.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from histoquant.model.tables import DENDRITES, FAILURES, SPINE_ANIMALS, SPINES, 
 from histoquant.report.run import read_table
 from histoquant.report.spines_page import render_spines
 from histoquant.runstate import Failure, Progress, RunState
-from histoquant.spine_stack import analyse_stack, recipe_of, voxel_of
+from histoquant.spine_input import channel_of, recipe_of, voxel_of
+from histoquant.spine_stack import analyse_stack
 from histoquant.store import RunFolder
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def check_spines(checked: Checked) -> list[Failure]:
                 recipe_of(checked.recipe, brightfield=slide.brightfield)
                 voxel_of(slide, None, z_step_um=_z_step(row))
                 if not slide.brightfield:
-                    slide.channel_index(_channel(checked.recipe))
+                    slide.channel_index(channel_of(checked.recipe))
             finally:
                 slide.close()
             trace = _trace(row, checked.study.folder)
@@ -94,9 +95,9 @@ def run_spines(
         state = RunState(checked, folder, command)
         log_exclusions(out, checked.study)
         with state.under_way():
-            failures = _analysed(state, workers, progress)
+            _analyse(state, workers, progress)
             order = list(state.slides)
-            state.failures += sorted(failures, key=lambda failure: order.index(failure.slide))
+            state.failures.sort(key=lambda failure: order.index(failure.slide))
             _write_tables(state)
         state.write("failed" if state.failures else "done")
         if "done" in state.slides.values():
@@ -105,10 +106,9 @@ def run_spines(
     return Outcome(out, len(checked.taken), tuple(state.failures), tuple(state.notes))
 
 
-def _analysed(state: RunState, number: int | None, progress: Callable[[Progress], None]) -> list[Failure]:
-    """Analyse every stack that is not finished, and return what failed."""
+def _analyse(state: RunState, number: int | None, progress: Callable[[Progress], None]) -> None:
+    """Analyse every stack that is not finished."""
     rows, folder = state.checked.taken, state.folder
-    failures: list[Failure] = []
     to_do = []
     for row in rows:
         if _finished(row, state.checked, folder):
@@ -119,7 +119,7 @@ def _analysed(state: RunState, number: int | None, progress: Callable[[Progress]
     done = len(rows) - len(to_do)
     progress(Progress(done, len(rows), f"{done} stack(s) kept from before" if done else "stacks"))
     if not to_do:
-        return failures
+        return
     (folder.root / "slides").mkdir(exist_ok=True)
     wanted = min(available_cores() if number is None else number, len(to_do))
     with cluster.workers(wanted) as pool:
@@ -135,17 +135,13 @@ def _analysed(state: RunState, number: int | None, progress: Callable[[Progress]
             try:
                 notes = future.result()
             except HistoquantError as error:
-                failure = Failure(row.slide_id, "spines", error.message, error.remedy)
-                failures.append(failure)
-                state.slides[row.slide_id] = "failed"
-                state.log(row.slide_id, f"FAILED: {error.message} {error.remedy}")
+                state.fail(Failure(row.slide_id, "spines", error.message, error.remedy))
                 progress(Progress(done, len(rows), f"FAILED {row.slide_id}: {error.message}"))
                 continue
             state.enter(row.slide_id, "done")
             state.log(row.slide_id, *(f"note: {note}" for note in notes))
             state.touch()
             progress(Progress(done, len(rows), row.slide_id))
-    return failures
 
 
 def _one(row: StudySlide, recipe: Recipe, target: Path, base: Path) -> list[str]:
@@ -167,14 +163,9 @@ def _about(row: StudySlide) -> dict[str, str]:
     return {"slide_id": row.slide_id, "animal": row.animal, "group": row.group}
 
 
-def _channel(recipe: Recipe) -> str | int:
-    marker = next(iter(recipe.panel.values()))
-    return 0 if marker.channel is None else marker.channel
-
-
 def _trace(row: StudySlide, base: Path) -> Path | None:
     text = row.extra.get(TRACE, "")
-    return inside(text, base, True) if text else None
+    return inside(text, base, False) if text else None
 
 
 def _z_step(row: StudySlide) -> float | None:

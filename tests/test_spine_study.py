@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from histoquant import store
 from histoquant.assays import run_assays
 from histoquant.cli import app
 from histoquant.errors import Faults, InputError
@@ -15,6 +16,7 @@ from histoquant.inputs import KINDS, load, load_assays, read_recipe
 from histoquant.model import tables
 from histoquant.phantom import DendritePlan, make_dendrites, shipped_recipe
 from histoquant.repeat import repeat_run
+from histoquant.spine_stack import analyse_stack
 from histoquant.spine_study import animal_table, check_spines, run_spines
 
 PLAN = DendritePlan(size_um=(20.0, 30.0), spines_per_10um=(8.0,), animals=2, seed=5)
@@ -78,13 +80,13 @@ def test_a_second_start_computes_nothing_and_any_number_of_workers_gives_the_sam
         assert one.read_bytes() == other.read_bytes(), name
 
 
-def test_a_changed_number_or_trace_is_computed_again(study, finished, tmp_path):
+def test_a_changed_number_is_computed_again(study, finished, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(finished, out)
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text((study / "recipe.toml").read_text().replace("min_score = 0.4", "min_score = 0.6"))
-    if recipe.read_text() == (study / "recipe.toml").read_text():
-        recipe.write_text(recipe.read_text().replace("[spines]", "[spines]\nmin_score = 0.6"))
+    before = (study / "recipe.toml").read_text()
+    recipe.write_text(before.replace("min_score = 0.4", "min_score = 0.6"))
+    assert recipe.read_text() != before
     told = []
     run_spines(
         load(study / "study.csv", recipe, kinds=KINDS), out, workers=2, progress=lambda now: told.append(now.message)
@@ -92,6 +94,38 @@ def test_a_changed_number_or_trace_is_computed_again(study, finished, tmp_path):
     assert not any("kept" in line for line in told)
     both = [pd.read_csv(folder / "tables" / "spines.csv")["n_spines"].sum() for folder in (out, finished)]
     assert both[0] < both[1]
+
+
+def test_a_folder_that_was_half_written_over_is_not_taken_for_finished(study, finished, tmp_path, monkeypatch):
+    """Killed while another recipe's results were written: the first recipe's mark must not stand beside them."""
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    name = "M1_s1"
+    whole = (out / "slides" / name / "spines.csv").read_bytes()
+
+    def dies(path, table):
+        if path.name == "sholl.csv":
+            raise KeyboardInterrupt
+        path.write_text("of another recipe")
+
+    with monkeypatch.context() as killed:
+        killed.setattr(store, "write_csv", dies)
+        with pytest.raises(KeyboardInterrupt):
+            analyse_stack(study / "slides" / f"{name}.ome.tif", out / "slides" / name)
+    assert (out / "slides" / name / "spines.csv").read_text() == "of another recipe"
+    run_spines(load(study / "study.csv", study / "recipe.toml", kinds=KINDS), out, workers=1)
+    assert (out / "slides" / name / "spines.csv").read_bytes() == whole
+
+
+def test_a_trace_outside_the_study_is_refused(study, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(study, folder)
+    (tmp_path / "other.swc").write_text("")
+    rows = rows_of(folder / "study.csv")
+    write_rows(folder / "study.csv", [row | {"trace": "../other.swc"} for row in rows])
+    faults = check_spines(load(folder / "study.csv", folder / "recipe.toml", kinds=KINDS))
+    assert len(faults) == len(rows)
+    assert "other.swc" in faults[0].error
 
 
 def test_a_stack_that_fails_is_listed_and_leaves_its_animal_without_numbers(study, tmp_path):
@@ -102,7 +136,7 @@ def test_a_stack_that_fails_is_listed_and_leaves_its_animal_without_numbers(stud
     result = CliRunner().invoke(
         app, ["run", str(folder / "study.csv"), "-r", str(folder / "recipe.toml"), "-o", str(tmp_path / "out")]
     )
-    assert result.exit_code == 1 or isinstance(result.exception, SystemExit)
+    assert result.exit_code == 1
     failures = pd.read_csv(tmp_path / "out" / "failures.csv")
     assert list(failures["slide"]) == ["M2_s1"]
     animals = pd.read_csv(tmp_path / "out" / "tables" / "spines.csv").set_index("animal")

@@ -31,7 +31,7 @@ from histoquant.model.panel import Marker, Panel, called_markers, channel_of, co
 from histoquant.model.region_rule import RegionRule
 from histoquant.model.spine_settings import SpineSettings
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 """Raised whenever the same slide and recipe would give other numbers than before."""
 
 
