@@ -16,10 +16,13 @@ def glow(tunel, thresholds):
     return float(_composite(picture, PANEL, CHANNELS, thresholds)[..., :3].max())
 
 
-def test_noise_below_the_threshold_does_not_glow_like_a_stained_section():
+def test_a_control_does_not_glow_like_a_stained_section():
+    """It has as much light of its own, or more, and nothing above the threshold."""
     rng = np.random.default_rng(1)
-    control = 100 + rng.normal(0, 1, (40, 40)).astype(np.float32)
-    stained = control.copy()
+    outside = np.zeros((40, 40), bool)
+    outside[:, :8] = True
+    stained = np.where(outside, 5, 100 + rng.normal(0, 1, (40, 40))).astype(np.float32)
+    control = np.where(outside, 5, 160 + rng.normal(0, 1, (40, 40))).astype(np.float32)
     stained[10:20, 10:20] += 60
     assert glow(stained, {"tunel": 40.0}) > 2 * glow(control, {"tunel": 40.0})
     assert glow(control, {}) > 2 * glow(control, {"tunel": 40.0})

@@ -39,6 +39,10 @@ def nice_length_um(extent_um: float) -> float:
     return max(step * power for step in (1.0, 2.0, 5.0) if step * power <= target)
 
 
+FULL_GLOW = 2.0
+"""Multiple of its threshold, above the background, at which a marker glows fully at the earliest."""
+
+
 def length_label(length_um: float) -> str:
     """Return a length with its unit, in mm from 1 mm on."""
     return f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
@@ -65,8 +69,8 @@ def draw_overview(
     picture_um : float
         Size of one of its pixels in um.
     thresholds : marker -> float
-        Intensity above the background from which a cell is positive: nothing dimmer glows fully, so that a control does
-        not look brighter than what it controls.
+        Intensity above the background from which a cell is positive: what is not well above it never glows fully, so
+        that a control does not look brighter than what it controls.
     """
     height, width = picture.shape[1] * picture_um, picture.shape[2] * picture_um
     figure, axes = canvas(height, width)
@@ -147,10 +151,12 @@ def _composite(
         else:
             continue
         plane = picture[channels.index(str(marker.channel))]
-        low, high = np.percentile(plane, (5, 99.7)).astype(np.float32)
+        # Most of the tissue has a glow of its own, which differs from slide to slide; optical density has none.
+        glows = name in called and marker.stain is None
+        low, high = np.percentile(plane, (50 if glows else 5, 99.7)).astype(np.float32)
         threshold = thresholds.get(name, 0.0)
         if math.isfinite(threshold):
-            high = max(high, low + np.float32(threshold))
+            high = max(high, low + np.float32(FULL_GLOW * threshold))
         if high > low:
             shade = np.clip((plane - low) / (high - low), 0, 1) ** np.float32(0.7)
             for part, share in enumerate(colour):
