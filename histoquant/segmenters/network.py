@@ -50,8 +50,8 @@ WORKING_PX = 15.0
 CELL = 16
 """Side of the network's coarsest grid: what it is given is a multiple of it."""
 
-PIECE_PX = 2_000_000
-PIECE_PX_BYTES = 260
+PIECE_PX = 3_000_000
+PIECE_PX_BYTES = 200
 """Most pixels that are given to the network at once, and the memory it takes for each (measured)."""
 
 PIECE_WIDTH = 4096
