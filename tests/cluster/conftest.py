@@ -101,14 +101,25 @@ def large(two_slides, tmp_path):
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
-    """The sample study, its recipe with the quicker segmenter, and what a run on this machine makes of it."""
-    root = tmp_path_factory.mktemp("sample")
-    folder = Path(__file__).parents[2] / "sample_images"
+    """The sample study, its recipe with the quicker segmenter, and what a run on this machine makes of it.
+
+    Tests only read it: processes of tests side by side share the one that the first of them makes.
+    """
+    folder, root = Path(__file__).parents[2] / "sample_images", tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "sample"
+    files, here, ended = (folder / "study.csv", root / "recipe.toml"), root / "here", root / "ended"
+    try:
+        root.mkdir()
+    except FileExistsError:
+        until(ended.exists, 600)
+        assert (here / "report.html").exists(), "its run failed in the process that made it"
+        return *files, here
     recipe = (folder / "recipe.toml").read_text(encoding="utf-8").replace('"network"', '"watershed"')
-    (root / "recipe.toml").write_text(recipe, encoding="utf-8")
-    here = root / "here"
-    files = folder / "study.csv", root / "recipe.toml"
-    histoquant("run", files[0], "--recipe", files[1], "--out", here, "--workers", 2, check=True)
+    files[1].write_text(recipe, encoding="utf-8")
+    try:
+        histoquant("run", files[0], "--recipe", files[1], "--out", here, "--workers", 2, check=True)
+    finally:
+        ended.touch()
     return *files, here
 
 
