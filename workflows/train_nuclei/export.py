@@ -1,6 +1,6 @@
-"""Write the trained network as ONNX, and print the sha256 that `histoquant.segmenters.network` must know.
+"""Write the trained network as ONNX, for `quantize.py`.
 
-    python workflows/train_nuclei/export.py run/weights.pt --out histoquant/segmenters/weights/nuclei.onnx
+    python workflows/train_nuclei/export.py run/weights.pt --out run/float.onnx
 
 The running average of the weights is exported; batch norms are folded into the convolutions.
 """
@@ -8,7 +8,6 @@ The running average of the weights is exported; batch norms are folded into the 
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 
 import torch
@@ -52,7 +51,6 @@ def main() -> None:
         output_names=["maps"],
         dynamic_axes={"image": {2: "y", 3: "x"}, "maps": {2: "y", 3: "x"}},
     )
-    print(hashlib.sha256(given.out.read_bytes()).hexdigest())
 
 
 if __name__ == "__main__":
