@@ -52,8 +52,8 @@ CELL = 16
 
 PIECE_PX = 6_000_000
 PIECE_PX_BYTES = 100
-"""Most pixels that are given to the network at once, and the memory it takes for each (measured). A tile of 2,048 px with
-its surroundings is one piece; of several each computes its margins anew."""
+"""Most pixels that are given to the network at once, and the memory it takes for each (measured). A tile of 2,048 px
+with its surroundings is one piece; of several each computes its margins anew."""
 
 PIECE_WIDTH = 4096
 

@@ -3,8 +3,8 @@
     python workflows/benchmarks/brightfield.py ../shared/data/nuclei_dsb2018 [--split val] [--segmenter network ...]
 
 Images are the colour ones of the 2018 Data Science Bowl (see bowl.py), each taken for a slide of 0.5 um per pixel,
-which is wrong for most. The network was trained on the split `train`, by the absorbance of red. Hematoxylin is segmented
-as the recipe `ihc_dab.toml` says, where that names the segmenter; all else has its defaults.
+which is wrong for most. The network was trained on the split `train`, by the absorbance of red. Hematoxylin is
+segmented as the recipe `ihc_dab.toml` says, where that names the segmenter; all else has its defaults.
 
 Prints Markdown. Figures are pooled over objects; brackets are 95 % bootstrap intervals over images.
 """
