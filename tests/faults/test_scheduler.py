@@ -99,6 +99,9 @@ def test_workers_come_and_go_and_the_bytes_are_the_same(lab, scheduler, expected
     assert kept
     assert {block: held[block] for block in kept} == kept
     assert TILES <= lab.calls <= TILES + 3 * TILES_OF_BLOCK
+    page = (lab.out / "performance.html").read_text(encoding="utf-8")
+    assert "segment-" in page  # dask's report has the pieces by stage
+    assert page.index("Content-Security-Policy") < page.index("<script")
     assert children
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
@@ -124,6 +127,29 @@ def test_a_scheduler_that_dies_is_one_sentence_and_a_new_one_goes_on(lab, schedu
     assert digests(lab.out) == expected
     held = blocks_of(lab.out)
     assert {block: held[block] for block in kept} == kept
+
+
+def test_a_run_is_not_lost_for_a_report_of_it(lab, scheduler, expected):
+    """The scheduler of somebody else has no bokeh, and the report of an earlier run stays no longer than the run."""
+    broken = lab.root / "broken" / "bokeh"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('No module named bokeh')\n", encoding="utf-8")
+    scheduler.stop()
+    scheduler.file.unlink(missing_ok=True)
+    paths = os.pathsep.join([str(broken.parent), scheduler.environment["PYTHONPATH"]])
+    without = Scheduler(lab.root, scheduler.environment | {"PYTHONPATH": paths})
+    out = lab.root / "here"
+    (out / "performance.html").write_text("of an earlier run", encoding="utf-8")
+    try:
+        without.worker()
+        done = lab.run("--cluster", without.profile, out=out)
+    finally:
+        without.stop()
+    assert done.returncode == 0, done.stderr
+    assert digests(out) == expected
+    notes = json.loads((out / "run.json").read_text(encoding="utf-8"))["notes"]
+    assert [note for note in notes if note.startswith("dask made no report of the run (ImportError")]
+    assert not (out / "performance.html").exists()
 
 
 def test_a_crash_takes_its_slide_and_no_innocent_block_along(lab, scheduler):
