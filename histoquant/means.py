@@ -150,6 +150,8 @@ def _elsewhere(
         return
     with remote.connected(profile) as (client, cores, memory):
         number = fitting(cores, memory)
+        if told := remote.overheard(client):
+            state.notes.append(told)
         with remote.borrowed(client, number, memory - PROCESS_BYTES) as workers:
             yield workers
 

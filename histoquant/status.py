@@ -214,8 +214,8 @@ def _eta_s(told: dict[str, Any], sound: Sequence[SlideStatus], state: str) -> fl
         return None
     # Slides that no process has opened yet are taken to be like the others.
     left_unseen = (len(sound) - len(opened)) * sum(opened) / len(opened)
-    seconds, computed = (sum(each) for each in zip(*spent, strict=True))
-    return seconds / computed * (left + left_unseen) / len(told["active"])
+    pace_s = sum(seconds for seconds, _ in spent) / sum(computed for _, computed in spent)
+    return float(pace_s * (left + left_unseen) / len(told["active"]))
 
 
 def _moment(text: Any) -> datetime | None:

@@ -342,6 +342,18 @@ def connected(profile: AddressProfile) -> Iterator[tuple[Any, int, int]]:
         yield client, cores, memory
 
 
+def overheard(client: Any) -> str:
+    """Return what a person should know of a scheduler that is talked to in plain over a network; else nothing."""
+    protocol, _, place = str(client.scheduler.address).partition("://")
+    host = place.rpartition(":")[0].strip("[]")
+    if protocol != "tcp" or host.startswith("127.") or host in ("localhost", "::1"):
+        return ""
+    return (
+        f"nothing between here and the dask scheduler at '{place}' is encrypted, and whoever reaches it can run "
+        "programs as its owner: give [tls] in the cluster profile, with a scheduler and workers that have certificates"
+    )
+
+
 @contextlib.contextmanager
 def borrowed(client: Any, workers: int, memory_bytes: int) -> Iterator[Remote]:
     """Give workers of a scheduler that somebody else runs; they stay when this block ends."""

@@ -71,8 +71,8 @@ def _device() -> Any:
 def squares_at_once() -> int:
     """Return how many squares the network is run on at once: 1 on a processor, where more gain nothing.
 
-    On a graphics card by the memory it has and not by what is free now: how sums are rounded depends on this number, and
-    shall not depend on who else is there.
+    On a graphics card by the memory it has and not by what is free now: how sums are rounded depends on this number,
+    and shall not depend on who else is there.
     """
     import torch
 
