@@ -34,6 +34,7 @@ def test_the_sample_study_is_the_same_to_the_byte(jobqueue, sample, profile, tmp
     assert told.returncode == 0, told.stderr
     assert digests(out) == digests(here)
     assert len(machines(out)) == 2
+    assert "segment-" in (out / "performance.html").read_text(encoding="utf-8")
     workers = state_of(out)["workers"]
     assert (workers["kind"], workers["machines_at_most"]) == ("slurm", 2)
     assert workers["dashboard"].startswith("http://127.0.0.1:")
