@@ -10,6 +10,7 @@ from histoquant import cluster, store
 from histoquant.cluster import Limits, Workers
 from histoquant.cluster.profile import AddressProfile, LocalProfile, Profile, QueueProfile, ThreadsProfile
 from histoquant.cores import available_cores
+from histoquant.errors import ClusterError
 from histoquant.footprint import PROCESS_BYTES
 from histoquant.job import release
 from histoquant.runstate import Failure, Progress, RunState
@@ -149,12 +150,14 @@ def _elsewhere(
         return
     with remote.connected(profile) as (client, cores, memory):
         number = fitting(cores, memory)
+        if told := remote.overheard(client):
+            state.notes.append(told)
         with remote.borrowed(client, number, memory - PROCESS_BYTES) as workers:
             yield workers
 
 
 def _keep_performance(state: RunState, workers: Workers) -> None:
-    """Write what the run spent its time on, beside it: the table changes from run to run, results do not."""
+    """Write what the run spent its time on, beside it: these files change from run to run, results do not."""
     import pandas as pd
 
     state.workers = workers.told()
@@ -162,3 +165,12 @@ def _keep_performance(state: RunState, workers: Workers) -> None:
     rows = list(workers.performance.rows())
     columns = ["kind", "name", "stage", "n", "seconds", "longest_s", "peak_mb"]
     store.write_csv(path, pd.DataFrame(rows, columns=columns), make_folder=False)
+    page = path.with_suffix(".html")
+    page.unlink(missing_ok=True)  # that of an earlier run, which may have been on a cluster when this one is not
+    try:
+        content = workers.report()
+    except ClusterError as error:  # a finished run is not lost for a picture of it
+        state.notes.append(str(error))
+        return
+    if content:
+        store.write_bytes(page, content.encode("utf-8"), make_folder=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,7 +61,8 @@ class RunStatus:
     blocks_done, blocks : int
         Blocks of tiles analysed and in all, of the slides that did not fail; 0 of 0 before the slides were opened.
     eta_s : float or None
-        Seconds until the blocks are analysed at the pace so far; None when it does not run or none was computed yet.
+        Seconds until the blocks are analysed at the pace so far; None when nothing runs or none was computed yet. Where
+        each slide is measured by a process of its own: when as many go on working as do now.
     silent_s : float or None
         Seconds since a piece of work was last finished.
     """
@@ -108,7 +109,7 @@ def read_status(root: Path, *, at: datetime | None = None) -> RunStatus:
     before = folder.holder()
     if not (root / "run.json").is_file():
         raise InputError(f"'{root}' holds no run: there is no run.json.", "Name the folder given to run as --out.")
-    told = folder.state() | {"active": set()}
+    told = folder.state() | {"active": set(), "spent": {}}
     if not isinstance(told.get("slides"), dict):
         raise InputError(f"'{root / 'run.json'}' is damaged.", "Run the same command again; it is written anew.")
     # Held before or after: a run that begins or ends between two looks is not dead.
@@ -129,7 +130,7 @@ def read_status(root: Path, *, at: datetime | None = None) -> RunStatus:
         str(told.get("end") or ""),
         sum(slide.blocks_done for slide in sound),
         sum(slide.blocks for slide in sound),
-        _eta_s(told, sum(slide.blocks - slide.blocks_done for slide in sound)) if state == "running" else None,
+        _eta_s(told, sound, state),
         None if progressed is None else max(0.0, (now - progressed).total_seconds()),
         slides,
         dict(told.get("excluded", {})),
@@ -140,7 +141,7 @@ def read_status(root: Path, *, at: datetime | None = None) -> RunStatus:
 def _with_slide_states(told: dict[str, Any], folder: RunFolder, now: datetime) -> dict[str, Any]:
     """Return how a run stands with what processes tell that measure one slide each, where that is newer."""
     told = told | {name: dict(told.get(name, {})) for name in ("slides", "blocks")}
-    told |= {"failures": list(told.get("failures", ())), "active": set()}
+    told |= {"failures": list(told.get("failures", ())), "active": set(), "spent": {}}
     since = _moment(told.get("written"))
     for name, slide in folder.slide_states():
         written = _moment(slide.get("written"))
@@ -149,6 +150,7 @@ def _with_slide_states(told: dict[str, Any], folder: RunFolder, now: datetime) -
         told["slides"][name] = slide.get("slides", {}).get(name, "waiting")
         told["blocks"] |= slide.get("blocks", {})
         told["failures"] = [f for f in told["failures"] if f["slide"] != name] + slide.get("failures", [])
+        told["spent"][name] = _spent(slide)
         if slide.get("state") == "running" and (folder.slide_holder(name) or _heard(slide, now)):
             told["active"].add(name)
     return told
@@ -190,12 +192,30 @@ def _slide(name: str, told: dict[str, Any], *, active: bool) -> SlideStatus:
     return SlideStatus(name, "running" if active else "waiting", stage, *counted)
 
 
-def _eta_s(told: dict[str, Any], blocks_left: int) -> float | None:
+def _spent(told: dict[str, Any]) -> tuple[float, int]:
+    """Return the seconds that a run has taken, and how many blocks it has computed meanwhile."""
+    start, written = _moment(told.get("start")), _moment(told.get("written"))
+    if start is None or written is None:
+        return 0.0, 0
+    return (written - start).total_seconds(), int(told.get("blocks_computed", 0))
+
+
+def _eta_s(told: dict[str, Any], sound: Sequence[SlideStatus], state: str) -> float | None:
     """Return the seconds left at the pace of the blocks computed so far; those kept from before took no time."""
-    start, written, computed = _moment(told.get("start")), _moment(told.get("written")), told.get("blocks_computed", 0)
-    if start is None or written is None or not computed:
+    left = sum(slide.blocks - slide.blocks_done for slide in sound)
+    if state == "running":
+        seconds, computed = _spent(told)
+        return seconds / computed * left if computed else None
+    if state != "by slide" or not told["active"]:
         return None
-    return float((written - start).total_seconds() / computed * blocks_left)
+    spent = [each for each in told["spent"].values() if each[1]]
+    opened = [slide.blocks for slide in sound if slide.blocks]
+    if not spent or not opened:
+        return None
+    # Slides that no process has opened yet are taken to be like the others.
+    left_unseen = (len(sound) - len(opened)) * sum(opened) / len(opened)
+    pace_s = sum(seconds for seconds, _ in spent) / sum(computed for _, computed in spent)
+    return float(pace_s * (left + left_unseen) / len(told["active"]))
 
 
 def _moment(text: Any) -> datetime | None:
@@ -247,13 +267,24 @@ def _headline(status: RunStatus) -> str:
     if status.state == "incomplete":
         return f"Ended at {_clock(status.end)} with slides still to come. {goes_on}"
     if status.state == "by slide":
-        return "Slides are measured one by one; the command without --slide then makes the tables of them."
+        return _by_slide(status)
     if status.state == "interrupted":
         return f"Interrupted at {_clock(status.end)}. {goes_on}"
     if status.state == "stopped":
         return f"Stopped at {_clock(status.end)}: {status.reason}"
     ended = "Done" if status.state == "done" else "Ended; the slides that failed are in failures.csv"
     return f"{ended}: {_clock(status.start)} to {_clock(status.end)}."
+
+
+def _by_slide(status: RunStatus) -> str:
+    measured = sum(slide.stage == "threshold" for slide in status.slides)
+    at_once = status.counts["running"]
+    left = f", about {duration(status.eta_s)} left with {at_once} at once" if status.eta_s else ""
+    blocks = f", {status.blocks_done} block(s)" if status.blocks else ""
+    return (
+        f"Slides are measured one by one: {measured} of {len(status.slides)}{blocks}{left}. "
+        "The command without --slide then makes the tables of them."
+    )
 
 
 def duration(seconds: float) -> str:

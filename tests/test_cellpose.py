@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,6 +210,44 @@ def test_bfloat16_only_where_it_is_fast(monkeypatch):
     for able, chosen in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
         assert cellpose_network.fast_precision() == chosen
+
+
+def test_labels_do_not_depend_on_how_many_squares_go_together(segment, monkeypatch):
+    from histoquant.segmenters import cellpose
+
+    image, centres = nuclei((840, 840))  # 16 squares
+    labels, sizes = [], []
+    network = cellpose_network.network_of(segment._weights(), "float32")
+    forward = network.net.forward
+
+    def counted(x, *more):
+        sizes.append(len(x))
+        return forward(x, *more)
+
+    monkeypatch.setattr(network.net, "forward", counted)
+    for together in (1, 8, 64):
+        monkeypatch.setattr(cellpose, "squares_at_once", lambda together=together: together)
+        labels.append(segment(image, PX))
+    assert sizes == [1] * 16 + [8] * 2 + [16]
+    assert labels[0].max() == len(centres)
+    for other in labels[1:]:
+        # Sums of float32 in another order: an outline may move by a pixel where the odds are even, no object may go.
+        assert other.max() == labels[0].max()
+        assert np.mean(other != labels[0]) < 1e-4
+    assert cellpose_network.network_of(segment._weights(), "float32") is network  # one in each worker
+
+
+def test_squares_at_once_by_the_memory_of_the_card(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert cellpose_network.squares_at_once() == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for gigabytes, together in ((1, 1), (8, 4), (24, 8), (80, 32), (1000, 64)):
+        told = SimpleNamespace(total_memory=gigabytes * 10**9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, told=told: told)
+        assert cellpose_network.squares_at_once() == together
 
 
 @pytest.mark.parametrize(

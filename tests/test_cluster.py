@@ -151,6 +151,11 @@ def test_all_faults_of_a_profile_come_together(study, histoquant, tmp_path):
         ('schema = 1\nkind = "slrum"', "Give one of local, threads, slurm"),
         ('schema = 2\nkind = "local"', "schema"),
         ('schema = 1\nkind = "address"\naddress = "tcp://x:1"', "plain = true"),
+        ('schema = 1\nkind = "address"\naddress = "tls://x:1"\nplain = true', "plain = true talks to tcp:// only"),
+        (
+            'schema = 1\nkind = "address"\naddress = "tcp://x:1"\ntls = { ca = "a", cert = "b", key = "c" }',
+            "begins with tls",
+        ),
         (QUEUE.format(kind="pbs", job="workers = 5"), "5 workers need 5 cores"),
         (QUEUE.format(kind="pbs", job="retire_before_min = 9999"), "no time to work"),
         (QUEUE.format(kind="pbs", job='prologue = ["a\\nb"]'), "each is one line"),

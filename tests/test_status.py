@@ -120,6 +120,47 @@ def test_what_is_under_way_is_named_with_the_time_left(run, monkeypatch):
     assert "The same command goes on." in list(lines(died))[-1]
 
 
+def test_slides_measured_one_by_one_have_a_time_left_too(run):
+    """Of tasks on other nodes: one has ended, one works, one was killed long ago, two have not begun."""
+    now = datetime.fromisoformat("2026-01-01T00:10:00+00:00")
+    started = "2026-01-01T00:00:00+00:00"
+    out = run(
+        state="by slide",
+        start=started,
+        written=started,
+        failures=[],
+        blocks={},
+        slides=dict.fromkeys("abcde", "waiting"),
+    )
+
+    def task(slide, stage, blocks, computed, seconds, *, ago=5, state="running"):
+        written = now - timedelta(seconds=ago)
+        told = {
+            "state": state, "slides": {slide: stage}, "blocks": {slide: dict(zip(("done", "of"), blocks, strict=True))},
+            "blocks_computed": computed, "start": (written - timedelta(seconds=seconds)).isoformat(),
+            "written": written.isoformat(), "machine": {"host": "node7"},
+        }  # fmt: skip
+        (out / "slides" / slide).mkdir(parents=True, exist_ok=True)
+        (out / "slides" / slide / "task.json").write_text(json.dumps(told), encoding="utf-8")
+
+    assert read_status(out, at=now).eta_s is None  # nothing was computed yet
+    task("a", "threshold", (10, 10), 10, 300, ago=100, state="done")
+    assert read_status(out, at=now).eta_s is None  # and now nothing works
+    task("b", "segment", (4, 10), 2, 60)
+    task("c", "segment", (5, 10), 5, 140, ago=300)
+    status = read_status(out, at=now)
+    assert [(s.state, s.blocks_done, s.blocks) for s in status.slides] == [
+        ("waiting", 10, 10), ("running", 4, 10), ("waiting", 5, 10), ("waiting", 0, 0), ("waiting", 0, 0)
+    ]  # fmt: skip
+    # 500 s for 17 blocks; 6 + 5 are left, and 20 of slides that nobody has opened.
+    assert status.eta_s == pytest.approx(500 / 17 * 31)
+    *_, counts, last = lines(status)
+    assert "5 slide(s): 1 running, 4 waiting." in counts
+    assert "1 of 5, 19 block(s), about 15 min left with 1 at once." in last
+    task("d", "segment", (0, 10), 0, 20)
+    assert read_status(out, at=now).eta_s == pytest.approx(500 / 17 * 31 / 2)
+
+
 def test_how_it_can_end(run):
     slides = {"a": "done", "b": "done", "late": "waiting"}
     told = {"state": "done", "slides": slides, "waiting": {"late": "not written yet"}}

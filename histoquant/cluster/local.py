@@ -82,6 +82,9 @@ class Workers(Protocol):
     def told(self) -> dict[str, Any]:
         """Return what ``run.json`` says of the workers; empty for those of this machine."""
 
+    def report(self) -> str:
+        """Return dask's report on what was done when, as a page that needs no network; empty for this machine."""
+
 
 class _Here:
     """What workers of this machine have in common."""
@@ -95,6 +98,10 @@ class _Here:
     def told(self) -> dict[str, Any]:
         """Return nothing: the machine is named anyway."""
         return {}
+
+    def report(self) -> str:
+        """Return nothing: dask sees only the threads of this process, which wait for others."""
+        return ""
 
     def _timed(self, piece: Piece, fn: Callable[..., Any], *args: Any) -> Any:
         begun = time.monotonic()

@@ -157,7 +157,9 @@ class AddressProfile(_Part):
     file: str | None = Field(None, description="The scheduler's file, instead of its address.")
     memory_gb: float | None = Field(None, gt=0, description="Of each worker; what dask was told when not given.")
     tls: Tls | None = None
-    plain: bool = Field(False, description="True to talk to a scheduler without encryption.")
+    plain: bool = Field(
+        False, description="True to talk to a scheduler without encryption; beyond this machine the run notes it."
+    )
 
     @model_validator(mode="after")
     def _reachable(self) -> AddressProfile:
@@ -165,6 +167,10 @@ class AddressProfile(_Part):
             raise ValueError("give either address or file")
         if (self.tls is None) == (not self.plain):
             raise ValueError("give [tls] with ca, cert and key, or plain = true to talk without encryption")
+        protocol = (self.address or "").partition("://")[0]
+        if protocol == ("tcp" if self.tls else "tls"):
+            asked = "with [tls] it begins with tls://" if self.tls else "plain = true talks to tcp:// only"
+            raise ValueError(f"address begins with {protocol}://, {asked}")
         return self
 
 

@@ -28,6 +28,13 @@ ASK_EVERY_S = 5.0
 """How often jobs that ended are asked for again. Dask's own adaptive mode, together with workers that retire, went
 round for ever: it counts finished work that left with its worker as work to be done."""
 
+REPORT_LIMIT_S = 120
+"""How long dask may take for its report; it took a second for 12,000 pieces; workers slow to answer take longer."""
+
+REPORT_POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline';
+ style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'">"""
+"""Dask's page names pictures and scripts of other places. It works without them, and tells nobody that it is read."""
+
 PRIORITY = {"finish": 4, "threshold": 3, "join": 2, "segment": 1}
 """Which stages go first among those that wait for a worker: slides are finished before new ones are begun."""
 
@@ -40,6 +47,8 @@ SETTINGS = {
     "distributed.worker.memory.terminate": False,
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.retry.count": 3,
+    # The last ones are in dask's report, so that driver and page stay small whatever the size of the study.
+    "distributed.scheduler.dashboard.tasks.task-stream-length": 10_000,
 }
 
 
@@ -55,6 +64,8 @@ class Remote:
         self.performance = Performance()
         self._client, self._node, self._count, self._jobs = client, machine, count, jobs
         self._dashboard = str(client.dashboard_link)  # asked once: the scheduler is, and it may be gone later
+        self._begun = time.time()
+        client.get_task_stream(start=0, stop=0)  # from now on the scheduler takes notes
         self._waiting: dict[Future[Any], None] = {}
         self._numbers = itertools.count()
         self._alive, self._most, self._backlog = 0, 0, 1
@@ -76,6 +87,28 @@ class Remote:
         """Return what ``run.json`` says of the workers."""
         told = {"machines": self._alive, "machines_at_most": self._most, "workers_each": self._node.workers}
         return told | (self._jobs.told() if self._jobs else {}) | {"dashboard": self._dashboard}
+
+    def report(self) -> str:
+        """Return dask's report on what was done when; what it needs is in the page itself, nothing is fetched.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler cannot make it.
+        """
+        asked = {"start": self._begun, "last_count": 0, "code": "histoquant run", "mode": "inline"}
+        try:
+            made = self._client.sync(
+                self._client.scheduler.performance_report, **asked, callback_timeout=REPORT_LIMIT_S
+            )
+        except (
+            Exception
+        ) as error:  # whatever is wrong with dask's pictures, or with a bokeh that somebody else installed
+            reason = " ".join(str(error).split())[:200]
+            raise ClusterError(
+                f"dask made no report of the run ({type(error).__name__}: {reason}).", "Nothing else is missing."
+            ) from error
+        return str(made).replace("<head>", f"<head>{REPORT_POLICY}", 1)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, piece: Piece = PLAIN) -> Future[Any]:
         """Send a piece of work to whichever worker is free."""
@@ -307,6 +340,18 @@ def connected(profile: AddressProfile) -> Iterator[tuple[Any, int, int]]:
         if not memory:
             raise ClusterError(f"The workers at '{named}' have no memory limit.", "State memory_gb in the profile.")
         yield client, cores, memory
+
+
+def overheard(client: Any) -> str:
+    """Return what a person should know of a scheduler that is talked to in plain over a network; else nothing."""
+    protocol, _, place = str(client.scheduler.address).partition("://")
+    host = place.rpartition(":")[0].strip("[]")
+    if protocol != "tcp" or host.startswith("127.") or host in ("localhost", "::1"):
+        return ""
+    return (
+        f"nothing between here and the dask scheduler at '{place}' is encrypted, and whoever reaches it can run "
+        "programs as its owner: give [tls] in the cluster profile, with a scheduler and workers that have certificates"
+    )
 
 
 @contextlib.contextmanager

@@ -29,7 +29,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from histoquant.analysis.basins import of_size
 from histoquant.errors import InputError, PluginError
-from histoquant.segmenters.cellpose_network import INSTALL, Precision, fast_precision, missing_package, network_of
+from histoquant.segmenters.cellpose_network import (
+    INSTALL,
+    Precision,
+    fast_precision,
+    missing_package,
+    network_of,
+    squares_at_once,
+)
 from histoquant.segmenters.cellpose_weights import Weights, weights_of
 from histoquant.segmenters.planes import diameter_px, plane_of
 from histoquant.segmenters.watershed import Watershed
@@ -44,8 +51,6 @@ SQUARE = 256
 """Side of what the network looks at at once, in working pixels."""
 
 OVERLAP = 0.1
-BATCH = 8
-"""Squares at once on a graphics card. A processor takes one: more gain nothing there and 0.2 GB each."""
 
 LEAST_PX = 32
 """Smaller crops are laid on an empty ground of this side, at least: cellpose scales it to a whole number of pixels."""
@@ -264,7 +269,7 @@ def _labels(
                 cellprob_threshold=params.cellprob_threshold,
                 min_size=-1,  # a number of pixels; of_size below drops small ones by their part of a nucleus
                 max_size_fraction=1.0,  # a share of the crop would drop a nucleus in one crop and not in another
-                batch_size=BATCH if network.gpu else 1,
+                batch_size=squares_at_once(),
                 bsize=SQUARE,
                 tile_overlap=OVERLAP,
                 augment=False,

@@ -23,6 +23,14 @@ Precision = Literal["bfloat16", "float32"]
 NETWORK_PARTS = ("encoder.", "out.", "W2")
 """How the names of the network's numbers begin; others are notes about its training."""
 
+SQUARE_BYTES = 250_000_000
+"""What one square of 256 pixels takes while the network is run; 0.2 GB measured on a processor."""
+
+CARD_SHARE = 1 / 8
+"""Part of a graphics card's memory for squares: the network and other workers are there too."""
+
+MOST_SQUARES = 64
+
 HALF_IMPORTED = ("torchvision", "segment_anything", "cellpose")
 MOST_OPERATORS = 20
 
@@ -58,6 +66,23 @@ def _device() -> Any:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def squares_at_once() -> int:
+    """Return how many squares the network is run on at once: 1 on a processor, where more gain nothing.
+
+    On a graphics card by the memory it has and not by what is free now: how sums are rounded depends on this number,
+    and shall not depend on who else is there.
+    """
+    import torch
+
+    device = _device()
+    if device.type == "cpu":
+        return 1
+    if device.type == "mps":
+        return 8  # it shares the machine's memory
+    fitting = int(CARD_SHARE * torch.cuda.get_device_properties(device).total_memory / SQUARE_BYTES)
+    return min(MOST_SQUARES, 1 << max(0, fitting.bit_length() - 1))
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,6 @@
 """A real Slurm, and studies to send there."""
 
+import contextlib
 import copy
 import importlib.util
 import os
@@ -31,14 +32,15 @@ interface = "lo"
 """
 
 
-@pytest.fixture(scope="session")
-def slurm():
+@contextlib.contextmanager
+def a_slurm(**settings):
+    """Give a Slurm that everything started meanwhile talks to."""
     reason = why_not()
     if reason:
         pytest.skip(f"no Slurm: {reason}")
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)
-    system = PrivateSlurm(folder)
+    system = PrivateSlurm(folder, **settings)
     before = dict(os.environ)
     os.environ |= system.environment
     # A job that ends is replaced after so long; dask's own 15 s suit jobs that last for hours.
@@ -51,6 +53,19 @@ def slurm():
         os.environ.clear()
         os.environ.update(before)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    with a_slurm() as system:
+        yield system
+
+
+@pytest.fixture
+def three_nodes(large):
+    """A Slurm of which a node can be lost."""
+    with a_slurm(nodes=3, silence_s=10) as system:
+        yield system
 
 
 @pytest.fixture

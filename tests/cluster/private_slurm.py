@@ -11,6 +11,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
+
 COMMANDS = ("munged", "mungekey", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
 
 
@@ -31,7 +33,7 @@ def why_not():
 
 
 class PrivateSlurm:
-    """Two nodes that are this machine.
+    """Nodes that are this machine.
 
     Parameters
     ----------
@@ -39,10 +41,14 @@ class PrivateSlurm:
         Empty, and with a short path: it holds a socket.
     gpus : int
         Devices each node pretends to have, to see what a job is given.
+    silence_s : int
+        A node that does not answer for so long is down. Slurm's own five minutes, unless a node is to be lost: on a
+        busy machine less would end the jobs of nodes that are well.
     """
 
-    def __init__(self, folder, *, nodes=2, cpus=4, memory_mb=16000, gpus=1):
+    def __init__(self, folder, *, nodes=2, cpus=4, memory_mb=16000, gpus=1, silence_s=300):
         self.folder, self.nodes, self.cpus, self.memory_mb, self.gpus = folder, nodes, cpus, memory_mb, gpus
+        self.silence_s = silence_s
         self.conf = folder / "slurm.conf"
         self.socket = folder / "munge" / "socket"
 
@@ -91,6 +97,28 @@ class PrivateSlurm:
         lines = self.ask("squeue", "-h", "-r", "-o", "%i %T", *which).splitlines()
         return dict(line.split() for line in lines)
 
+    def node_of(self, job):
+        """Return the node that a job runs on; empty when it runs on none."""
+        return self.ask("squeue", "-h", "-o", "%N", f"--jobs={job}").strip()
+
+    def lose(self, node, job):
+        """Kill (-9) everything of a node at once, as if its power had gone: slurmd, and the processes of its job."""
+        lost = [process for process in psutil.process_iter() if self._is_of(process, job)]
+        steps = {parent for each in lost for parent in each.parents() if parent.name() == "slurmstepd"}
+        lost = [psutil.Process(int(self._pid(f"slurmd.{node}").read_text())), *steps, *lost]
+        for process in lost:  # stopped first: what is killed one by one would see each other go
+            process.suspend()
+        for process in lost:
+            process.kill()
+        psutil.wait_procs(lost, timeout=10)
+
+    def _is_of(self, process, job):
+        try:
+            told = process.environ()
+        except (psutil.Error, OSError):
+            return False
+        return (told.get("SLURM_CONF"), told.get("SLURM_JOB_ID")) == (str(self.conf), job)
+
     def _configure(self):
         host, port = socket.gethostname().split(".")[0], _free_ports(self.nodes + 1)
         lines = [
@@ -123,6 +151,7 @@ class PrivateSlurm:
             "SchedulerParameters=sched_min_interval=200000,bf_interval=2",
             "ReturnToService=2",
             "MinJobAge=60",
+            f"SlurmdTimeout={self.silence_s}",
             "KillWait=5",
             *(["GresTypes=gpu"] if self.gpus else []),
         ]

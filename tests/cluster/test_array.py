@@ -62,6 +62,7 @@ def test_a_task_stops_before_its_walltime_and_goes_on(slurm, large, command):
     told = submit(*files, lab.out, command, **environment)
     assert told.returncode == 0, told.stderr
     until(lambda: len(blocks_of(lab.out)) > 5)
+    until(lambda: read_status(lab.out).eta_s)
     victim = next(number for number in slurm.jobs() if number.endswith("_1"))
     slurm.ask("scancel", victim)
     until(lambda: "queued again" in logs(lab.out), 90)

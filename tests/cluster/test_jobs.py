@@ -34,6 +34,7 @@ def test_the_sample_study_is_the_same_to_the_byte(jobqueue, sample, profile, tmp
     assert told.returncode == 0, told.stderr
     assert digests(out) == digests(here)
     assert len(machines(out)) == 2
+    assert "segment-" in (out / "performance.html").read_text(encoding="utf-8")
     workers = state_of(out)["workers"]
     assert (workers["kind"], workers["machines_at_most"]) == ("slurm", 2)
     assert workers["dashboard"].startswith("http://127.0.0.1:")
@@ -100,6 +101,52 @@ def test_workers_retire_before_their_walltime_and_others_take_over(jobqueue, lar
     assert not [text for text in said if "DUE TO TIME LIMIT" in text]
     assert [text for text in said if "lifetime" in text]
     assert lab.calls <= TILES + TILES_OF_BLOCK * len(jobs)
+
+
+def test_a_job_that_its_walltime_ends_is_replaced_and_nothing_is_lost(jobqueue, large, profile):
+    """The site grants a minute of the ten that the worker was told of: it does not retire, Slurm ends it."""
+    lab, expected = large
+    cluster = profile(jobs=1, job='directives = ["--time=00:01:00"]')
+    process = lab.start("--cluster", cluster, LAB_DELAY=0.9)
+    until(lambda: lab.calls > 40)
+    kept = blocks_of(lab.out)
+    finished(process)
+    assert digests(lab.out) == expected
+    said = [path.read_text(encoding="utf-8") for path in (lab.out / ".cluster" / "logs").glob("*.err")]
+    ended = [text for text in said if "DUE TO TIME LIMIT" in text]
+    assert len(ended) >= 1
+    jobs = machines(lab.out)
+    assert len(jobs) > len(ended)  # the last one ended when all was done
+    held = blocks_of(lab.out)
+    assert kept
+    assert {block: held[block] for block in kept} == kept
+    assert TILES <= lab.calls <= TILES + TILES_OF_BLOCK * len(ended)
+
+
+def test_a_node_that_is_lost_costs_the_block_in_work(jobqueue, large, three_nodes, profile):
+    """One of two nodes that work goes without a word; the run goes on with the other, and with a third one."""
+    lab, expected = large
+    cluster = profile(jobs=2, job='directives = ["--exclusive"]')  # each job on a node of its own
+    process = lab.start("--cluster", cluster, LAB_DELAY=0.4, SLURM_CONF=three_nodes.conf)
+    name = job_name(lab.out)
+    until(lambda: lab.calls > 20 and len(three_nodes.jobs(name)) == 2)
+    first = {job: three_nodes.node_of(job) for job in three_nodes.jobs(name)}
+    assert len(set(first.values())) == 2
+    victim, node = next(iter(first.items()))
+    kept = blocks_of(lab.out)
+    three_nodes.lose(node, victim)
+    until(lambda: set(three_nodes.jobs(name)) - set(first))
+    (other,) = set(three_nodes.jobs(name)) - set(first)
+    until(lambda: three_nodes.node_of(other))
+    assert three_nodes.node_of(other) not in first.values()
+    until(lambda: f"{node} down" in three_nodes.ask("sinfo", "-h", "-N", "-o", "%N %T").replace("*", ""))
+    finished(process)
+    assert digests(lab.out) == expected
+    assert len(machines(lab.out)) == 3
+    held = blocks_of(lab.out)
+    assert kept
+    assert {block: held[block] for block in kept} == kept
+    assert TILES <= lab.calls <= TILES + TILES_OF_BLOCK
 
 
 def test_a_queue_that_refuses_is_one_sentence(jobqueue, lab, profile):

@@ -22,6 +22,9 @@ ROWS = ("m1,vehicle,", "m2,treated,")
 KILLS = 30
 WORKERS = 2
 TILES_OF_BLOCK = 4
+NOT_RESULTS = (
+    "run.json", "report.html", "log.txt", "performance.csv", "performance.html", "task.json", lock.LOCK,
+)  # fmt: skip
 
 
 def digests(out):
@@ -30,7 +33,7 @@ def digests(out):
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(files)
-        if path.name not in ("run.json", "report.html", "log.txt", "performance.csv", "task.json", lock.LOCK)
+        if path.name not in NOT_RESULTS
     }
 
 
