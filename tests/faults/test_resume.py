@@ -46,6 +46,7 @@ def blocks_of(out):
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob(".blocks/??/*.block")}
 
 
+@pytest.mark.timeout(1800)  # thirty starts of the program, on a machine that may do much else
 def test_thirty_kills(lab):
     """The driver, a worker, or all at once, at random moments; a run that ends between two kills is begun anew."""
     lab.slides(*ROWS, shape=(400, 420), n=150)
