@@ -128,9 +128,10 @@ def test_workers_come_and_go_and_the_bytes_are_the_same(lab, scheduler, expected
     assert kept
     assert {block: held[block] for block in kept} == kept
     assert TILES <= lab.calls <= TILES + 3 * TILES_OF_BLOCK
-    page = (lab.out / "performance.html").read_text(encoding="utf-8")
-    assert "segment-" in page  # dask's report has the pieces by stage
-    assert page.index("Content-Security-Policy") < page.index("<script")
+    if importlib.util.find_spec("bokeh"):  # it comes with histoquant[cluster]
+        page = (lab.out / "performance.html").read_text(encoding="utf-8")
+        assert "segment-" in page  # dask's report has the pieces by stage
+        assert page.index("Content-Security-Policy") < page.index("<script")
     assert children
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
