@@ -153,7 +153,8 @@ class _Target:
 
 def _key(edit: Edit) -> tuple[str, str, float, float, float]:
     # Positions come from a table or a journal, both exact; a nanometre is below any difference between two objects.
-    return edit.who, edit.measured, *(round(value or 0.0, 3) for value in (edit.z_um, edit.y_um, edit.x_um))
+    z, y, x = (round(value or 0.0, 3) for value in (edit.z_um, edit.y_um, edit.x_um))
+    return edit.who, edit.measured, z, y, x
 
 
 def _targets(standing: Sequence[Edit], everything: Sequence[Edit]) -> list[_Target]:
