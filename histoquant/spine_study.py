@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from histoquant import cluster, registry, store
 from histoquant.analysis.endpoints import endpoint_groups
@@ -34,9 +34,6 @@ from histoquant.runstate import Failure, Progress, RunState
 from histoquant.spine_input import channel_of, recipe_of, voxel_of
 from histoquant.spine_stack import analyse_stack
 from histoquant.store import RunFolder
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TRACE, Z_STEP = "trace", "z_step_um"
 """Columns of the sheet: a person's trace of the stack, relative to the sheet, and the distance of its planes."""

@@ -46,9 +46,8 @@ def stack_of(root):
 
 def about(spine, key, **parts):
     place = {name: float(spine[name]) for name in ("z_um", "y_um", "x_um")}
-    return {
-        "kind": SPINE, "region": spine["dendrite_id"], "measured": key, "area_um2": float(spine["head_area_um2"]), **place
-    } | parts  # fmt: skip
+    what = {"kind": SPINE, "region": spine["dendrite_id"], "measured": key}
+    return what | {"area_um2": float(spine["head_area_um2"])} | place | parts
 
 
 def test_one_deleted_two_added_one_renamed_and_one_taken_back(run):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MATCH_UM = {CELL: TOLERANCE_UM, SPINE: 0.8}
-"""An edit's object is at most this far from where it was: a cell as in scoring points, a spine as two bright spots of one
-spine are from each other."""
+"""An edit's object is at most this far from where it was: a cell as in scoring points, a spine as two bright spots of
+one spine are from each other."""
 
 LEAST_MATCH_UM = {CELL: 2.0, SPINE: 0.4}
 """Reach for the smallest bodies. Between the two, the radius of the object: what lies outside it is another object."""
