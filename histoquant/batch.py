@@ -16,6 +16,7 @@ from histoquant.analysis.translocation import translocated
 from histoquant.cluster import Inline, Limits
 from histoquant.cluster.profile import Profile
 from histoquant.corrected import write_corrected
+from histoquant.corrected_spines import write_corrected_spines
 from histoquant.exclusions import log_exclusions
 from histoquant.inference import write_statistics
 from histoquant.inputs import Checked
@@ -141,6 +142,8 @@ def write_report(root: Path) -> Path:
     recipe = RunFolder(root).state().get("recipe", {})
     for part, render in (("infarct", render_infarct), ("spines", render_spines)):
         if recipe.get(part) is not None:
+            if part == "spines":
+                write_corrected_spines(root)
             return write_pages(root, render(root))
     write_corrected(root)
     return write_pages(root, render_report(root))

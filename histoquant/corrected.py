@@ -150,14 +150,15 @@ class Corrections:
         """Return who reviewed what, and what came of it, for JSON."""
         return {
             "histoquant": __version__,
-            "reviewers": [_reviewer(journal) for journal in self.journals],
+            "reviewers": [told_of(journal) for journal in self.journals],
             "slides": list(self.cells),
             "n_unmatched": len(self.unmatched),
             "n_disagreements": len(self.disagreements),
         }
 
 
-def _reviewer(journal: Written) -> dict[str, Any]:
+def told_of(journal: Written) -> dict[str, Any]:
+    """Return who wrote a journal and how much of it stands, for JSON."""
     standing = in_effect(journal.edits)
     return {
         "who": journal.who,

@@ -11,15 +11,15 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from histoquant import cluster, registry, store
 from histoquant.analysis.endpoints import endpoint_groups
+from histoquant.analysis.spine_animals import animal_table
 from histoquant.analysis.spine_score import WEIGHTS_SHA256
 from histoquant.batch import Outcome, reference_of, write_pages
 from histoquant.cores import available_cores
+from histoquant.corrected_spines import write_corrected_spines
 from histoquant.errors import HistoquantError, StudyError
 from histoquant.exclusions import log_exclusions
 from histoquant.inference import write_statistics
@@ -27,16 +27,13 @@ from histoquant.inputs import Checked
 from histoquant.model.design import SPINE_MEASURES
 from histoquant.model.recipe import Recipe
 from histoquant.model.study import StudySlide, inside
-from histoquant.model.tables import DENDRITES, FAILURES, SPINE_ANIMALS, SPINES, empty, shaped
+from histoquant.model.tables import DENDRITES, FAILURES, SPINES, empty, shaped
 from histoquant.report.run import read_table
 from histoquant.report.spines_page import render_spines
 from histoquant.runstate import Failure, Progress, RunState
 from histoquant.spine_input import channel_of, recipe_of, voxel_of
 from histoquant.spine_stack import analyse_stack
 from histoquant.store import RunFolder
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TRACE, Z_STEP = "trace", "z_step_um"
 """Columns of the sheet: a person's trace of the stack, relative to the sheet, and the distance of its planes."""
@@ -102,6 +99,7 @@ def run_spines(
         state.write("failed" if state.failures else "done")
         if "done" in state.slides.values():
             state.notes += write_statistics(out).notes
+            write_corrected_spines(out)
             write_pages(out, render_spines(out))
     return Outcome(out, len(checked.taken), tuple(state.failures), tuple(state.notes))
 
@@ -223,42 +221,3 @@ def _write_tables(state: RunState) -> None:
     store.write_csv(folder.table("spines"), animals)
     groups = endpoint_groups(animals, SPINE_MEASURES, reference_of(state.checked), known="spines_per_10um")
     store.write_csv(folder.table("spines_groups"), groups)
-
-
-def animal_table(
-    dendrites: pd.DataFrame, spines: pd.DataFrame, *, stacks: Sequence[tuple[str, str, str]], lost: set[str]
-) -> pd.DataFrame:
-    """Return one row per animal.
-
-    Parameters
-    ----------
-    dendrites, spines : DataFrame
-        As `tables.DENDRITES` and `tables.SPINES` list them, of all stacks.
-    stacks : sequence of (slide_id, animal, group)
-        Of the study, controls left out.
-    lost : set of animal
-        That miss a stack; they are flagged and left without numbers.
-    """
-    import pandas as pd
-
-    rows: list[dict[str, Any]] = []
-    for animal, group in dict.fromkeys((animal, group) for _, animal, group in stacks):
-        own = [slide for slide, of, _ in stacks if of == animal]
-        stretches = dendrites[dendrites["slide_id"].isin(own) & dendrites["included"]]
-        found = spines[spines["slide_id"].isin(own) & spines["included"]]
-        length, n = float(stretches["included_length_um"].sum()), int(stretches["n_included"].sum())
-        flags = sorted({flag for text in stretches["flags"] for flag in text.split(";") if flag})
-        numbers: dict[str, float] = {
-            "dendrite_length_um": length,
-            "spines_per_10um": 10 * n / length if length > 0 else math.nan,
-            "spine_length_um": float(found["length_um"].mean()) if len(found) else math.nan,
-            "head_width_um": float(found["head_width_um"].mean()) if len(found) else math.nan,
-        }
-        if animal in lost:
-            flags.insert(0, "incomplete: a stack failed")
-            numbers = dict.fromkeys(numbers, np.nan)
-        elif not length > 0:
-            flags.insert(0, "no dendrite was included")
-        counts = {"n_stacks": len(own), "n_dendrites": len(stretches), "n_spines": n}
-        rows.append({"animal": animal, "group": group, **counts, **numbers, "flags": "; ".join(flags)})
-    return shaped(pd.DataFrame(rows), SPINE_ANIMALS) if rows else empty(SPINE_ANIMALS)

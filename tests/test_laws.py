@@ -303,7 +303,7 @@ def test_9_corrections_survive_a_run_with_another_recipe(slide, whole, diameter_
     away = places.loc[told].to_numpy() - [at[name] for name in told.index]
     assert np.median(np.hypot(*away.T)) < 0.5
     by_number = (places - before).dropna().to_numpy()
-    assert np.median(np.hypot(*by_number.T)) > 2 * MATCH_UM
+    assert np.median(np.hypot(*by_number.T)) > 2 * MATCH_UM["cell"]
 
 
 def test_labels_cells_and_counts_agree(tmp_path, crowded):

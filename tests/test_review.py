@@ -120,7 +120,7 @@ def test_an_added_cell_can_be_called_deleted_and_taken_back(cells):
 
 
 def test_an_edit_reaches_as_far_as_its_cell_and_no_further(cells):
-    assert [reach_um(area) for area in (None, 1.0, np.pi * 9, 1e4)] == [MATCH_UM, 2.0, 3.0, MATCH_UM]
+    assert [reach_um(area) for area in (None, 1.0, np.pi * 9, 1e4)] == [MATCH_UM["cell"], 2.0, 3.0, MATCH_UM["cell"]]
     small = {"area_um2": np.pi * 9}
     for away, found in ((2.99, True), (3.01, False)):
         done = replay(cells, [edit("call", (10 + away, 30), **small)])

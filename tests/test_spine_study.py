@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from histoquant import store
+from histoquant.analysis.spine_animals import animal_table
 from histoquant.assays import run_assays
 from histoquant.cli import app
 from histoquant.errors import Faults, InputError
@@ -17,7 +18,7 @@ from histoquant.model import tables
 from histoquant.phantom import DendritePlan, make_dendrites, shipped_recipe
 from histoquant.repeat import repeat_run
 from histoquant.spine_stack import analyse_stack
-from histoquant.spine_study import animal_table, check_spines, run_spines
+from histoquant.spine_study import check_spines, run_spines
 
 PLAN = DendritePlan(size_um=(20.0, 30.0), spines_per_10um=(8.0,), animals=2, seed=5)
 

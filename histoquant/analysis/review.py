@@ -14,18 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant.analysis.agreement import TOLERANCE_UM
-from histoquant.model.edit import ADD, CELL, DELETE, UNDO, Edit, Value, in_effect
+from histoquant.model.edit import ADD, CELL, DELETE, SPINE, UNDO, Edit, Value, in_effect
 from histoquant.model.tables import DISAGREEMENTS, TOUCHED, UNMATCHED, shaped
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-MATCH_UM = TOLERANCE_UM
-"""An edit's object is at most this far from where it was, as in scoring points."""
+MATCH_UM = {CELL: TOLERANCE_UM, SPINE: 0.8}
+"""An edit's object is at most this far from where it was: a cell as in scoring points, a spine as two bright spots of
+one spine are from each other."""
 
-LEAST_MATCH_UM = 2.0
+LEAST_MATCH_UM = {CELL: 2.0, SPINE: 0.4}
 """Reach for the smallest bodies. Between the two, the radius of the object: what lies outside it is another object."""
+
+CLASS = "class"
+"""The marker of edits about objects that have one class, by name, in the column of that name."""
 
 Place = Callable[["NDArray[np.float64]"], Sequence[str]]
 """Takes (n, 2) points (y, x) in um and returns their regions, as `RegionSet.assign` does."""
@@ -54,11 +58,11 @@ class Replayed:
     disagreements: pd.DataFrame
 
 
-def reach_um(area_um2: float | None) -> float:
+def reach_um(area_um2: float | None, kind: str = CELL) -> float:
     """Return how far from an edit its object may be: its radius, within `LEAST_MATCH_UM` and `MATCH_UM`."""
     if area_um2 is None:
-        return MATCH_UM
-    return min(max(math.sqrt(max(area_um2, 0.0) / math.pi), LEAST_MATCH_UM), MATCH_UM)
+        return MATCH_UM[kind]
+    return min(max(math.sqrt(max(area_um2, 0.0) / math.pi), LEAST_MATCH_UM[kind]), MATCH_UM[kind])
 
 
 def replay(
@@ -79,7 +83,8 @@ def replay(
     Parameters
     ----------
     cells : DataFrame
-        Called cells, as ``cells.parquet`` holds them.
+        Called cells, as ``cells.parquet`` holds them; or other objects in those columns, with ``z_um`` where they have
+        a depth and ``class`` where they have one class by name.
     edits : iterable of Edit
         Of this slide, by any number of reviewers, in order of time; the later of two holds.
     measured : str
@@ -92,6 +97,7 @@ def replay(
     mine = [edit for edit in edits if edit.kind == kind]
     standing = in_effect(mine)
     known = [str(name).removesuffix("_positive") for name in cells.columns if str(name).endswith("_positive")]
+    known += [CLASS] * (CLASS in cells.columns)
     objects = _Objects(cells)
     targets = _targets(standing, mine)
     _match(targets, objects, measured)
@@ -106,7 +112,9 @@ def replay(
             reasons[edit.id] = _LOST[where[edit.id]].format(kind)
         elif edit.marker and edit.marker not in known:
             reasons[edit.id] = f"the table has no marker '{edit.marker}'"
-        elif isinstance(edit.new, str):
+        elif edit.marker == CLASS and isinstance(edit.new, bool):
+            reasons[edit.id] = "positive and negative are no classes"
+        elif edit.marker != CLASS and isinstance(edit.new, str):
             reasons[edit.id] = f"'{edit.new}' is no call of a marker, which is positive or negative"
     # Whether there is a cell does not hang on a marker, so that adding and deleting hold all the same.
     applied = [
@@ -143,14 +151,15 @@ class _Target:
         return next((edit for edit in self.edits if edit.action == ADD), None)
 
 
-def _key(edit: Edit) -> tuple[str, str, float, float]:
+def _key(edit: Edit) -> tuple[str, str, float, float, float]:
     # Positions come from a table or a journal, both exact; a nanometre is below any difference between two objects.
-    return edit.who, edit.measured, round(edit.y_um or 0.0, 3), round(edit.x_um or 0.0, 3)
+    z, y, x = (round(value or 0.0, 3) for value in (edit.z_um, edit.y_um, edit.x_um))
+    return edit.who, edit.measured, z, y, x
 
 
 def _targets(standing: Sequence[Edit], everything: Sequence[Edit]) -> list[_Target]:
     """Return what the edits are about, in order of first mention."""
-    targets: dict[tuple[str, str, float, float], _Target] = {}
+    targets: dict[tuple[str, str, float, float, float], _Target] = {}
     for edit in standing:
         targets.setdefault(_key(edit), _Target()).edits.append(edit)
     for key in {_key(edit) for edit in everything if edit.action == ADD}:
@@ -165,24 +174,29 @@ class _Objects:
     def __init__(self, cells: pd.DataFrame) -> None:
         from scipy.spatial import KDTree
 
-        self.rows = cells[["y_um", "x_um"]].to_numpy(dtype=float)
+        self._axes = [name for name in ("y_um", "x_um", "z_um") if name in cells.columns]
+        self.rows = cells[self._axes].to_numpy(dtype=float)
         self.added: list[Edit] = []
-        self._places = np.empty((0, 2))
+        self._places = np.empty((0, len(self._axes)))
         self._tree = KDTree(self.rows) if len(self.rows) else None
 
     def add(self, edit: Edit) -> int:
         self.added.append(edit)
         return len(self.rows) + len(self.added) - 1
 
+    def _at(self, edit: Edit) -> NDArray[np.float64]:
+        # An edit without a depth speaks of the first plane, as `_key` takes it.
+        return np.array([getattr(edit, name) or 0.0 for name in self._axes], dtype=float)
+
     def near(self, edit: Edit, *, rows: bool, not_by: str = "") -> Iterable[tuple[float, int]]:
         """Yield distance and number of the objects within reach; of the added ones those by others than ``not_by``."""
-        at, reach = np.array([edit.y_um, edit.x_um], dtype=float), reach_um(edit.area_um2)
+        at, reach = self._at(edit), reach_um(edit.area_um2, edit.kind)
         if rows and self._tree is not None:
             found = self._tree.query_ball_point(at, reach)
-            yield from zip(np.hypot(*(self.rows[found] - at).T).tolist(), found, strict=True)
+            yield from zip(np.linalg.norm(self.rows[found] - at, axis=1).tolist(), found, strict=True)
         if len(self._places) != len(self.added):
-            self._places = np.array([(other.y_um, other.x_um) for other in self.added], dtype=float)
-        distances = np.hypot(*(self._places - at).T)
+            self._places = np.array([self._at(other) for other in self.added])
+        distances = np.linalg.norm(self._places - at, axis=1)
         for number in np.flatnonzero(distances <= reach).tolist():
             if self.added[number].who != not_by:
                 yield float(distances[number]), len(self.rows) + number
@@ -228,6 +242,7 @@ def _extended(
         "region": [edit.region for edit in added] if place is None else list(place(points)),
         "y_um": points[:, 0].tolist(),
         "x_um": points[:, 1].tolist(),
+        "z_um": [edit.z_um or 0.0 for edit in added],
         "area_um2": [math.nan if edit.area_um2 is None else edit.area_um2 for edit in added],
         "origin": ["added"] * len(added),
     }
@@ -243,12 +258,17 @@ def _extended(
 def _corrected(everything: pd.DataFrame, applied: Sequence[tuple[int, Edit]], known: Sequence[str]) -> pd.DataFrame:
     """Return the table as the edits leave it, one after the other."""
     alive = np.ones(len(everything), dtype=bool)
-    calls = {name: everything[f"{name}_positive"].to_numpy(dtype=bool, copy=True) for name in known}
+    calls = {name: everything[f"{name}_positive"].to_numpy(dtype=bool, copy=True) for name in known if name != CLASS}
+    classes = everything[CLASS].to_numpy(dtype=object, copy=True) if CLASS in known else None
     for where, edit in applied:
         alive[where] = edit.action != DELETE
         if edit.marker in calls and edit.action != DELETE and isinstance(edit.new, bool):
             calls[edit.marker][where] = edit.new
+        if edit.marker == CLASS and classes is not None and edit.action != DELETE and isinstance(edit.new, str):
+            classes[where] = edit.new
     corrected = everything.copy(deep=False)
+    if classes is not None:
+        corrected[CLASS] = classes.astype(str)
     for name, positive in calls.items():
         changed = positive != everything[f"{name}_positive"].to_numpy(dtype=bool)
         corrected[f"{name}_positive"] = positive

@@ -21,8 +21,8 @@ back, or reveal the names of slides, animals and groups."""
 
 ABOUT_OBJECTS = (CALL, ACCEPT, DELETE, ADD)
 
-CELL = "cell"
-"""The kind of object that is reviewed unless said otherwise."""
+CELL, SPINE = "cell", "spine"
+"""Kinds of objects that are reviewed; cells unless said otherwise."""
 
 Value = bool | str | None
 """The class of an object: positive or not, or a name (``mushroom``); None where none is stated."""
