@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -55,6 +57,20 @@ def nap(folder, seconds):
     begun = time.time()
     time.sleep(seconds)
     (folder / f"{os.getpid()}_{begun}").write_text(f"{begun} {time.time()}")
+
+
+def test_a_process_does_not_outlive_its_worker():
+    """Whatever the rest of it waits for."""
+    script = """
+import time
+from histoquant.cluster import node
+node.LAST_S = 0.1
+node.dask_teardown(None)
+time.sleep(60)
+"""
+    begun = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    assert time.monotonic() - begun < 50
 
 
 def test_a_piece_that_asks_for_it_is_done_with_nothing_beside_it(tmp_path):

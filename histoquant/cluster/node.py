@@ -9,12 +9,16 @@ import pickle
 import socket
 import sys
 import threading
+import time
 from dataclasses import dataclass, replace
 
 from histoquant.cluster.child import Answer
 from histoquant.cluster.local import Piece
 from histoquant.cluster.pool import Pool
 from histoquant.errors import ClusterError, WorkerError
+
+LAST_S = 45.0
+"""How long a worker that has ended may take to leave; dask itself gives its threads 30 s."""
 
 JOB_NUMBERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 
@@ -74,6 +78,21 @@ def _close() -> None:
         _held.popitem()[1].close()
 
 
+def dask_teardown(_: object) -> None:
+    """End this process soon after its worker; dask calls it as the worker closes.
+
+    asyncio waits for every task that it cancels, and some of a worker's never end: jobs were seen to stay, doing
+    nothing.
+    """
+    threading.Thread(target=_leave, daemon=True).start()
+
+
+def _leave() -> None:
+    time.sleep(LAST_S)
+    _close()
+    os._exit(0)
+
+
 def _where() -> str:
     job = next((os.environ[name] for name in JOB_NUMBERS if name in os.environ), "")
     return f"{socket.gethostname()} job {job}" if job else f"{socket.gethostname()} process {os.getpid()}"
@@ -83,4 +102,4 @@ if __name__ == "__main__":
     # Child processes load the module their parent was started with: this one is light, dask's own is not.
     from distributed.cli.dask_worker import main
 
-    main(args=[*sys.argv[1:], "--no-nanny"])
+    main(args=[*sys.argv[1:], "--no-nanny", "--preload", "histoquant.cluster.node"])
