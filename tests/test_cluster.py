@@ -59,17 +59,21 @@ def nap(folder, seconds):
     (folder / f"{os.getpid()}_{begun}").write_text(f"{begun} {time.time()}")
 
 
-def test_a_process_does_not_outlive_its_worker():
-    """Whatever the rest of it waits for."""
-    script = """
-import time
+@pytest.mark.parametrize("end", ["node.dask_teardown(None)", "os.kill(os.getpid(), signal.SIGTERM)"])
+def test_a_process_does_not_outlive_its_worker(end):
+    """Whatever the rest of it waits for, and whatever dask does about signals."""
+    script = f"""
+import os, signal, time
 from histoquant.cluster import node
 node.LAST_S = 0.1
-node.dask_teardown(None)
-time.sleep(60)
+signal.signal(signal.SIGTERM, lambda *told: None)
+node.dask_setup(None)
+{end}
+while True:
+    time.sleep(1)
 """
     begun = time.monotonic()
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
     assert time.monotonic() - begun < 50
 
 

@@ -6,11 +6,14 @@ import atexit
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import sys
 import threading
 import time
 from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
 
 from histoquant.cluster.child import Answer
 from histoquant.cluster.local import Piece
@@ -78,12 +81,27 @@ def _close() -> None:
         _held.popitem()[1].close()
 
 
-def dask_teardown(_: object) -> None:
-    """End this process soon after its worker; dask calls it as the worker closes.
+def dask_setup(_: object) -> None:
+    """End this process soon after it is told to; dask calls this as the worker starts."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        dasks = signal.getsignal(number)
 
-    asyncio waits for every task that it cancels, and some of a worker's never end: jobs were seen to stay, doing
-    nothing.
-    """
+        def told(number: int, frame: FrameType | None, dasks: Any = dasks) -> None:
+            _leave_soon()
+            if callable(dasks):
+                dasks(number, frame)
+
+        signal.signal(number, told)
+
+
+def dask_teardown(_: object) -> None:
+    """End this process soon after its worker; dask calls this as the worker closes."""
+    _leave_soon()
+
+
+def _leave_soon() -> None:
+    # asyncio waits for every task that it cancels, and some of a worker's never end: jobs were seen to stay, doing
+    # nothing.
     threading.Thread(target=_leave, daemon=True).start()
 
 
