@@ -228,6 +228,8 @@ def flat_pixels(slide: Slide, box: Box, indices: tuple[int, ...], segment: Segme
         return np.asarray(pixels[:, 0])
     if segment.z == "max":
         return np.asarray(pixels.max(axis=1))
+    if segment.z == "min":
+        return np.asarray(pixels.min(axis=1))
     if segment.z == "mean":
         return np.asarray(pixels.mean(axis=1, dtype=np.float64), dtype=np.float32)
     if not 0 <= segment.z < pixels.shape[1]:

@@ -18,7 +18,7 @@ from histoquant.errors import InputError
 from histoquant.model.recipe import Recipe
 from histoquant.model.spine_settings import SpineSettings
 from histoquant.readers.swc import swc_text
-from histoquant.readers.traces import read_traces
+from histoquant.readers.traces import COLUMNS, read_traces
 from histoquant.report.spine_figures import draw_dendrites, draw_strips
 from histoquant.spine_input import Voxel, channel_of, read_stack, recipe_of, traces_on, voxel_of
 
@@ -39,8 +39,8 @@ def analyse_stack(
 ) -> dict[str, Any]:
     """Trace the dendrites of one stack, find their spines, and write everything into a folder.
 
-    Writes ``dendrites.csv``, ``spines.csv``, ``sholl.csv``, ``traces/*.swc`` (one per tree, and ``all.swc``),
-    ``overview.png``, ``strips.png`` and ``provenance.json``.
+    Writes ``dendrites.csv``, ``spines.csv``, ``sholl.csv``, ``traces/*.swc`` (one per tree), ``traces/dendrites.csv``
+    (all of them by their ids, as a trace can be given), ``overview.png``, ``strips.png`` and ``provenance.json``.
 
     Parameters
     ----------
@@ -180,6 +180,18 @@ def _write_traces(folder: Path, branches: Sequence[Branch], dendrites: Any) -> N
             for n in numbers
         ]
         store.write_bytes(folder / f"tree_{tree}.swc", swc_text(own, radii[numbers]).encode())
+    store.write_csv(folder / "dendrites.csv", _points(branches, dendrites))
+
+
+def _points(branches: Sequence[Branch], dendrites: Any) -> Any:
+    """Return the points of all dendrites, in path order, as `read_traces` reads them."""
+    import pandas as pd
+
+    parts = [
+        pd.DataFrame(branch.path, columns=list(COLUMNS[1:])).assign(dendrite_id=name)[list(COLUMNS)]
+        for branch, name in zip(branches, dendrites["dendrite_id"], strict=True)
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
 
 
 def _strip(one: arbor.Found, row: Any, classes: Any) -> dict[str, Any]:

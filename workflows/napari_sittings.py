@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from napari_hands import Hands, answer_with, choose, click, settle, type_over, wait_until
 from napari_histoquant.launch import dock_review
-from napari_histoquant.review_panel import UnblindDialog
+from napari_histoquant.review_start import UnblindDialog
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 
@@ -126,7 +126,7 @@ def second_sitting(work: Path, pictures: Path) -> dict[str, Any]:
     edits = [edit.id for edit in session.journal.edits]
     torn, looked_at = len(session.journal.torn), session.queue.n_reviewed
     desk.take("11_review_after_the_kill")
-    expect(session.recipe.fingerprint() in recipes, "The run was not made with the recipe that was saved.")
+    expect(session.run.recipe.fingerprint() in recipes, "The run was not made with the recipe that was saved.")
     expect(as_replayed(session), "The review shows other counts than the replay of its journal.")
     decide(desk, review, Qt.Key.Key_U)
     undone = session.journal.edits[-1]

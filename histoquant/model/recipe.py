@@ -50,8 +50,10 @@ class Segment(BaseModel):
         title="Markers segmented",
         description="The first shows nuclei, the others fill in where it does not; the counterstain when not given.",
     )
-    z: Literal["max", "mean"] | int = Field(
-        "max", title="Focal planes", description="How a stack becomes one plane: 'max', 'mean' or a plane's number."
+    z: Literal["max", "min", "mean"] | int = Field(
+        "max",
+        title="Focal planes",
+        description="How a stack becomes one plane: 'max', 'min' (what is dark on bright), 'mean' or a plane's number.",
     )
     min_snr: float = Field(
         3.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 CROP_UM = 40.0
 """Side of a crop: a nucleus with the ring its background is measured in."""
+
+SPINE_CROP_UM = 12.0
+IN_FOCUS_UM = 1.0
+"""How far above and below a spine planes are still shown with it."""
 
 KEPT = 64
 """Crops kept in memory: going back and forth reads nothing."""
@@ -140,38 +145,152 @@ class Crops:
         The slide's label image, to know the outline of an object.
     """
 
-    def __init__(
-        self, slide: Slide, segment: Segment, labels: Slide | None = None, *, side_um: float = CROP_UM
-    ) -> None:
+    def __init__(self, slide: Slide, segment: Segment, labels: Slide | None = None) -> None:
         self._slide, self._segment, self._labels = slide, segment, labels
-        self.side_px = 2 * max(8, round(side_um / slide.pixel_size_um / 2)) + 1
-        self._kept: OrderedDict[tuple[int, int, int], Crop] = OrderedDict()
+        self._window = _Window(slide, CROP_UM)
+        self._kept = _Kept()
 
     def at(self, y_um: float, x_um: float, label: int = 0) -> Crop:
         """Return the crop whose middle pixel holds a point; ``label`` is the object's number in the label image."""
         y, x = (int(np.floor(place / self._slide.pixel_size_um)) for place in (y_um, x_um))
-        key = (y, x, label)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        half = self.side_px // 2
-        top, left = y - half, x - half
-        height, width = self._slide.shape
-        box = Box(max(0, top), min(height, y + half + 1), max(0, left), min(width, x + half + 1))
+        return self._kept.get((y, x, label), lambda: self._made(y, x, label))
+
+    def _made(self, y: int, x: int, label: int) -> Crop:
         channels = tuple(range(len(self._slide.channels)))
-        crop = Crop(
-            np.zeros((len(channels), self.side_px, self.side_px), dtype=self._slide.dtype),
-            np.zeros((self.side_px, self.side_px), dtype=bool),
-        )
+        crop = self._window.empty(len(channels))
+        box, place = self._window.at(y, x)
         if box.y0 < box.y1 and box.x0 < box.x1:
-            place = (slice(box.y0 - top, box.y1 - top), slice(box.x0 - left, box.x1 - left))
             crop.pixels[:, *place] = _read(self._slide, box, channels, self._segment)
             if self._labels is not None and label:
                 crop.inside[place] = self._labels.read(box)[0, 0] == label
-        self._kept[key] = crop
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
         return crop
+
+
+class StackCrops:
+    """Crops of a stack: what is in focus with a place, then everything above and below it.
+
+    Places are index x voxel.
+
+    Parameters
+    ----------
+    channels : tuple of int
+        That are shown.
+    dark : bool
+        Whether dendrites are dark on bright: then the darkest of the planes is shown, not the brightest.
+    """
+
+    def __init__(self, slide: Slide, channels: tuple[int, ...], z_step_um: float, *, dark: bool) -> None:
+        self._slide, self._channels, self._z_step_um, self._dark = slide, channels, z_step_um, dark
+        self._window = _Window(slide, SPINE_CROP_UM)
+        self._kept = _Kept()
+
+    def at(
+        self,
+        z_um: float,
+        y_um: float,
+        x_um: float,
+        base_um: tuple[float, float] | None = None,
+        width_um: float = 0.0,
+    ) -> Crop:
+        """Return the crop about a place.
+
+        Parameters
+        ----------
+        base_um : (y, x), optional
+            Where the spine begins whose head is at the place; it is outlined as wide as ``width_um``.
+
+        Returns
+        -------
+        Crop
+            With twice as many channels: of the planes about the place, then of all planes.
+        """
+        key = (z_um, y_um, x_um, base_um, width_um)
+        return self._kept.get(key, lambda: self._made(z_um, y_um, x_um, base_um, width_um))
+
+    def _made(
+        self, z_um: float, y_um: float, x_um: float, base_um: tuple[float, float] | None, width_um: float
+    ) -> Crop:
+        px = self._slide.pixel_size_um
+        y, x = round(y_um / px), round(x_um / px)
+        crop = self._window.empty(2 * len(self._channels))
+        box, place = self._window.at(y, x)
+        if box.y0 < box.y1 and box.x0 < box.x1:
+            pixels = _planes(self._slide, box, self._channels)
+            plane, near = round(z_um / self._z_step_um), max(0, round(IN_FOCUS_UM / self._z_step_um))
+            first = min(max(0, plane - near), pixels.shape[1] - 1)
+            crop.pixels[: len(self._channels), *place] = self._seen(pixels[:, first : max(first, plane + near) + 1])
+            crop.pixels[len(self._channels) :, *place] = self._seen(pixels)
+        if base_um is not None:
+            crop.inside[:] = self._window.within(y, x, (y_um, x_um), base_um, width_um / 2)
+        return crop
+
+    def _seen(self, planes: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(planes.min(axis=1) if self._dark else planes.max(axis=1))
+
+    def depth_um(self, y_um: float, x_um: float, near_um: float, reach_um: float) -> float:
+        """Return the depth within ``reach_um`` of ``near_um`` at which a place is brightest, or darkest."""
+        height, width = self._slide.shape
+        y, x = (min(max(0, round(at / self._slide.pixel_size_um)), n - 1) for at, n in ((y_um, height), (x_um, width)))
+        box = Box(max(0, y - 1), min(height, y + 2), max(0, x - 1), min(width, x + 2))
+        light = _planes(self._slide, box, self._channels).astype(np.float64).mean(axis=(0, 2, 3))
+        away = np.abs(np.arange(len(light)) * self._z_step_um - near_um)
+        light = np.where(away <= max(reach_um, away.min()), -light if self._dark else light, -np.inf)
+        return float(np.argmax(light) * self._z_step_um)
+
+
+class _Window:
+    """Squares of a slide about a pixel, an odd number of pixels wide."""
+
+    def __init__(self, slide: Slide, side_um: float) -> None:
+        self._slide = slide
+        self.side_px = 2 * max(8, round(side_um / slide.pixel_size_um / 2)) + 1
+
+    def at(self, y: int, x: int) -> tuple[Box, tuple[slice, slice]]:
+        """Return what of the slide the square about a pixel holds, and where in the square that lies."""
+        top, left = y - self.side_px // 2, x - self.side_px // 2
+        height, width = self._slide.shape
+        box = Box(max(0, top), min(height, top + self.side_px), max(0, left), min(width, left + self.side_px))
+        return box, (slice(box.y0 - top, box.y1 - top), slice(box.x0 - left, box.x1 - left))
+
+    def empty(self, n_channels: int) -> Crop:
+        """Return a crop without anything in it."""
+        shape = (self.side_px, self.side_px)
+        return Crop(np.zeros((n_channels, *shape), dtype=self._slide.dtype), np.zeros(shape, dtype=bool))
+
+    def within(
+        self, y: int, x: int, one_um: tuple[float, float], other_um: tuple[float, float], reach_um: float
+    ) -> NDArray[np.bool_]:
+        """Return which pixels of the square about a pixel lie within reach of the line between two places."""
+        import shapely
+
+        px, half = self._slide.pixel_size_um, self.side_px // 2
+        rows, columns = np.mgrid[-half : half + 1, -half : half + 1]
+        line = shapely.LineString([one_um, other_um])
+        return np.asarray(shapely.dwithin(shapely.points((rows + y) * px, (columns + x) * px), line, reach_um))
+
+
+class _Kept:
+    """The last crops."""
+
+    def __init__(self) -> None:
+        self._crops: OrderedDict[Any, Crop] = OrderedDict()
+
+    def get(self, key: Any, make: Callable[[], Crop]) -> Crop:
+        """Return the crop that goes by a key; made when it is not there."""
+        if key not in self._crops:
+            self._crops[key] = make()
+            while len(self._crops) > KEPT:
+                self._crops.popitem(last=False)
+        self._crops.move_to_end(key)
+        return self._crops[key]
+
+
+def _planes(slide: Slide, box: Box, channels: tuple[int, ...]) -> NDArray[Any]:
+    """Read all planes of a box, (c, z, y, x); what goes wrong is told as `_read` does."""
+    try:
+        return slide.read(box, channels=channels)
+    except (OSError, InputError):
+        raise FormatError("The slide's pixels cannot be read any more.", "See whether its disk is there.") from None
 
 
 def outline(inside: NDArray[np.bool_], zoom: int) -> NDArray[np.bool_]:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histoquant.model.edit import ACCEPT, ADD, CALL, DELETE, Edit, Value
+from histoquant.analysis.review import CLASS
+from histoquant.analysis.spine_rules import CLASSES
+from histoquant.model.edit import ACCEPT, ADD, CALL, CELL, DELETE, SPINE, Edit, Value
 from histoquant.model.panel import Marker, Panel
+from histoquant.model.spine_settings import SpineSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,13 +26,21 @@ if TYPE_CHECKING:
 EVERYWHERE = ""
 """Stands for all regions in a `Selection`."""
 
-ALL, POSITIVE, NEGATIVE = "all", "positive", "negative"
+ALL = "all"
 BORDERLINE, PLACE = "borderline first", "top to bottom"
 
 _SCATTER = 2654435761
 """Knuth's multiplier: numbers that follow each other land far apart."""
 
 Point = tuple[float, float]
+
+
+def class_name(value: Value) -> str:
+    """Return what a class is called on the screen."""
+    if isinstance(value, str):
+        return value or "no class"
+    return {True: "positive", False: "negative", None: ""}[value]
+
 
 ROW_UM = 100.0
 """Height of the strips that are gone through from left to right when objects come up by their place."""
@@ -46,7 +57,8 @@ class Selection:
     region : str
         `EVERYWHERE` for all regions.
     show : str
-        `ALL`, `POSITIVE` or `NEGATIVE` as the run called them, so that the list stands still while calls are changed.
+        `ALL`, or those of one class (its `class_name`) as the run called them, so that the list stands still while
+        calls are changed.
     order : str
         `BORDERLINE`: nearest to the threshold first; `PLACE`: strip by strip.
     sample : int
@@ -69,14 +81,16 @@ class Objects:
     Attributes
     ----------
     kind : str
-        What they are: ``cell``.
+        What they are: ``cell`` or ``spine``.
     yx_um : (n, 2) float64
+    z_um : (n,) float64
+        NaN where objects have no depth.
     area_um2 : (n,) float64
     label : (n,) uint32
-        Number in the label image; 0 for an object that was added.
+        Number in the label image or the table; 0 for an object that was added.
     region : (n,) object
     choices : marker -> classes
-        The first is what an object is called when nobody says otherwise.
+        The first is what an object is called when nobody says otherwise; of spines, no class.
     automatic, classes : marker -> (n,) int8
         Place in ``choices`` as the run called it (-1 for what was added), and as it is called now.
     share : marker -> (n,) float64
@@ -100,6 +114,7 @@ class Objects:
         n = self._n_found = len(yx_um)
         self.kind, self.yx_um, self.region, self.choices = kind, yx_um, region, dict(choices)
         self.area_um2 = np.asarray(table["area_um2"], dtype=float)
+        self.z_um = np.asarray(table["z_um"], dtype=float) if "z_um" in table else np.full(n, np.nan)
         self.label = np.asarray(table["label"], dtype=np.uint32)
         self.automatic = {name: np.asarray(codes, dtype=np.int8) for name, codes in automatic.items()}
         self.classes = {name: codes.copy() for name, codes in self.automatic.items()}
@@ -124,13 +139,35 @@ class Objects:
             automatic[marker] = cells[f"{marker}_positive"].to_numpy(dtype=np.int8)
             share[marker] = _deciding(cells, marker, panel[marker]) / threshold
         return cls(
-            "cell",
+            CELL,
             cells[["y_um", "x_um"]].to_numpy(dtype=float),
             cells["region"].to_numpy(dtype=object),
             choices=dict.fromkeys(thresholds, (False, True)),
             automatic=automatic,
             share=share,
             table={"area_um2": cells["area_um2"].to_numpy(), "label": cells["cell_id"].to_numpy()},
+        )
+
+    @classmethod
+    def of_spines(cls, spines: pd.DataFrame, settings: SpineSettings) -> Objects:
+        """Return the spines of a stack, each on its dendrite; how sure the scorer was decides whether it is one.
+
+        Parameters
+        ----------
+        spines : DataFrame
+            As `tables.SPINES` lists them.
+        """
+        classes = ("", *CLASSES[settings.rules])
+        named = spines["class"].fillna("").tolist()
+        columns = {"area_um2": "head_area_um2", "label": "spine_id", "z_um": "z_um"}
+        return cls(
+            SPINE,
+            spines[["y_um", "x_um"]].to_numpy(dtype=float),
+            spines["dendrite_id"].to_numpy(dtype=object),
+            choices={CLASS: classes},
+            automatic={CLASS: np.array([classes.index(name) for name in named], dtype=np.int8)},
+            share={CLASS: spines["score"].to_numpy(dtype=float) / settings.min_score},
+            table={name: spines[column].to_numpy() for name, column in columns.items()},
         )
 
     def __len__(self) -> int:
@@ -152,6 +189,7 @@ class Objects:
     def append(self, edit: Edit) -> int:
         """Make room for an object that an ``add`` brings, and return its index; it is gone until that edit is put."""
         self.yx_um = np.vstack([self.yx_um, [[edit.y_um, edit.x_um]]])
+        self.z_um = np.append(self.z_um, np.nan if edit.z_um is None else edit.z_um)
         self.region = np.append(self.region, np.array([edit.region], dtype=object))
         self.area_um2 = np.append(self.area_um2, np.nan if edit.area_um2 is None else edit.area_um2)
         self.label = np.append(self.label, np.uint32(0))
@@ -199,7 +237,8 @@ class Objects:
         if selection.region != EVERYWHERE:
             wanted &= self.region == selection.region
         if selection.show != ALL:
-            wanted &= (automatic > 0) == (selection.show == POSITIVE)
+            names = [class_name(value) for value in self.choices[selection.marker]]
+            wanted &= automatic == names.index(selection.show)
         found = np.flatnonzero(wanted)
         if selection.sample:
             rng = np.random.default_rng(selection.seed)

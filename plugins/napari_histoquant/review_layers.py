@@ -6,25 +6,25 @@ No layer knows a name or a file of the slide.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Points, Shapes
 from napari.utils import Colormap
 
-from histoquant.model.recipe import Segment
 from histoquant.model.region_set import Region
 from napari_histoquant.crops import Crop, outline, pyramid, stretched
 from napari_histoquant.queue import Objects, Point
-from napari_histoquant.reviewing import OpenSlide
 from napari_histoquant.shapes import paths_of
+from napari_histoquant.subjects import OpenSlide
 from napari_histoquant.view import camera_of, fit_lines
 
 if TYPE_CHECKING:
     import napari
     from numpy.typing import NDArray
 
-OBJECTS, CURRENT, REGIONS = "cells", "current cell", "regions"
+OBJECTS, CURRENT, REGIONS = "objects", "current object", "regions"
 """Names of the layers."""
 
 LINE_PX = 2.5
@@ -36,13 +36,8 @@ STEADY = 1.25
 MOST_POINTS = 3000
 """Points drawn at once. Drawing 100,000 takes a processor without a graphics card 0.14 s each time, 3,000 take 4 ms."""
 
-RING_UM = 26.0
-POINT_UM = 12.0
-FIRST_VIEW_UM = 400.0
-"""Height of what is seen when a slide is opened."""
-
 # Okabe & Ito, for any colour vision. The first class is the one nobody looks for.
-CLASS_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#F0E442", "#009E73")
+CLASS_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#F0E442", "#009E73", "#D55E00", "#0072B2")
 GONE_COLOUR = "#808080"
 CURRENT_COLOUR = "#FFFFFF"
 REVIEWED_ALPHA = 0.3
@@ -79,7 +74,6 @@ class ReviewLayers:
     def show(
         self,
         here: OpenSlide,
-        segment: Segment,
         channel_names: list[str],
         active: int,
         *,
@@ -95,9 +89,10 @@ class ReviewLayers:
             The channel whose contrast napari's controls set.
         """
         self.clear()
-        pixel = here.pixels.pixel_size_um
-        place = {"scale": (pixel, pixel), "translate": (pixel / 2, pixel / 2), "units": ("um", "um")}
-        levels = pyramid(here.pixels, segment)
+        pixel, sizes = here.pixels.pixel_size_um, here.sizes
+        middle = here.corner_um + pixel / 2  # of the first pixel
+        place = {"scale": (pixel, pixel), "translate": (middle, middle), "units": ("um", "um")}
+        levels = pyramid(here.pixels, here.segment)
         if here.pixels.brightfield:
             layers = [Image(levels[0], rgb=True, multiscale=True, name="slide", **place)]
         else:
@@ -108,12 +103,12 @@ class ReviewLayers:
         self._images = layers
         nothing = np.empty((0, 2))
         self._points = Points(
-            nothing, name=OBJECTS, size=POINT_UM, border_width=0.12, units=("um", "um"), antialiasing=1
+            nothing, name=OBJECTS, size=sizes.point, border_width=0.12, units=("um", "um"), antialiasing=1
         )
         self._ring = Points(
             nothing,
             name=CURRENT,
-            size=RING_UM,
+            size=sizes.ring,
             border_width=0.07,
             border_color=CURRENT_COLOUR,
             face_color="transparent",
@@ -164,9 +159,9 @@ class ReviewLayers:
             self._moving = False
         self.draw(objects, marker)
 
-    def first_view(self) -> None:
-        """Come so near that single cells are seen."""
-        self._camera.zoom = self._height_px() / FIRST_VIEW_UM
+    def first_view(self, here: OpenSlide) -> None:
+        """Come so near that single objects are seen."""
+        self._camera.zoom = self._height_px() / here.sizes.first_view
         self._fit_outlines()
 
     def _fit_outlines(self) -> None:
@@ -239,22 +234,34 @@ def _colours(objects: Objects, marker: str, found: NDArray[np.intp]) -> NDArray[
     return np.hstack([chosen, face])
 
 
-def rendered(crop: Crop, limits: list[tuple[float, float]], zoom: int, *, brightfield: bool) -> list[NDArray[np.uint8]]:
-    """Return a crop as pictures, enlarged, with the object's outline: all channels together, then each in grey.
+def rendered(
+    crop: Crop, limits: list[tuple[float, float]], zoom: int, *, brightfield: bool, together: bool = True
+) -> list[NDArray[np.uint8]]:
+    """Return a crop as pictures, enlarged, with the object's outline.
+
+    Parameters
+    ----------
+    limits : list of (black, white)
+        Of the channels, which follow each other again and again.
+    together : bool
+        Whether a picture of all channels in their colours comes before those in grey.
 
     Returns
     -------
     list of (side x zoom, side x zoom, 3) uint8
-        Of a brightfield slide the one picture.
+        One for every channel in grey; of a brightfield slide one for every red, green and blue.
     """
     if brightfield:
-        pictures = [np.ascontiguousarray(np.moveaxis(crop.pixels[:3], 0, -1)).astype(np.uint8)]
+        threes = (crop.pixels[start : start + 3] for start in range(0, len(crop.pixels), 3))
+        pictures = [np.ascontiguousarray(np.moveaxis(three, 0, -1)).astype(np.uint8) for three in threes]
     else:
-        greys = [stretched(plane, pair) for plane, pair in zip(crop.pixels, limits, strict=True)]
+        greys = [stretched(plane, pair) for plane, pair in zip(crop.pixels, cycle(limits), strict=False)]
+        pictures = [np.repeat(grey[..., None], 3, axis=2) for grey in greys]
+    if together and not brightfield:
         mixed = np.zeros((*greys[0].shape, 3), dtype=np.float32)
         for number, grey in enumerate(greys):
             mixed += grey[..., None] * np.asarray(CHANNEL_COLOURS[number % len(CHANNEL_COLOURS)], dtype=np.float32)
-        pictures = [np.clip(mixed, 0, 255).astype(np.uint8), *(np.repeat(grey[..., None], 3, axis=2) for grey in greys)]
+        pictures.insert(0, np.clip(mixed, 0, 255).astype(np.uint8))
     border = outline(crop.inside, zoom)
     large = [picture.repeat(zoom, axis=0).repeat(zoom, axis=1) for picture in pictures]
     for picture in large:

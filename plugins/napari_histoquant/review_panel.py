@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import (
-    QCheckBox,
     QComboBox,
-    QDialog,
-    QDialogButtonBox,
     QFormLayout,
     QFrame,
     QGridLayout,
@@ -32,9 +28,9 @@ from qtpy.QtWidgets import (
 )
 
 from histoquant.drawing import colours_of
-from histoquant.model.edit import ACCEPT, ADD, CALL, DELETE, UNBLIND, UNDO, Edit, Value
+from histoquant.model.edit import ACCEPT, ADD, CALL, CELL, DELETE, UNBLIND, UNDO, Edit, Value
 from napari_histoquant.controls import swatch
-from napari_histoquant.queue import ALL, BORDERLINE, EVERYWHERE, NEGATIVE, PLACE, POSITIVE, Selection
+from napari_histoquant.queue import ALL, BORDERLINE, EVERYWHERE, PLACE, Selection, class_name
 from napari_histoquant.review_layers import CLASS_COLOURS, GONE_COLOUR
 from napari_histoquant.reviewing import Session
 
@@ -61,36 +57,32 @@ CROP_PX = {1: 330, 2: 150, 3: 112}
 _SAID = {ACCEPT: "accepted", CALL: "called", DELETE: "deleted", ADD: "added", UNDO: "undid:", UNBLIND: "unblinded"}
 
 
-def class_name(value: Value) -> str:
-    """Return what a class is called on the screen."""
-    return {True: "positive", False: "negative", None: ""}[value] if not isinstance(value, str) else value
-
-
 class ReviewPanel(QWidget):
     """Everything beside the canvas."""
 
     selected = Signal(object)
     slide_chosen = Signal(str)
 
-    def __init__(self, actions: dict[str, Callable[[], None]]) -> None:
+    def __init__(self, actions: dict[str, Callable[..., None]]) -> None:
         super().__init__()
         self.actions = actions
+        self._classes: list[Value] = []
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self._quiet = False
         self._regions: list[str] = [EVERYWHERE]
         self.slide, self.marker, self.region, self.show_, self.order = (QComboBox() for _ in range(5))
-        self.show_.addItems([ALL, POSITIVE, NEGATIVE])
         self.order.addItems([BORDERLINE, PLACE])
         self.sample, self.seed = QSpinBox(), QSpinBox()
         self.sample.setRange(0, 100_000)
         self.sample.setSpecialValueText("all")
-        self.sample.setToolTip("Only so many cells, drawn at random, for validation")
-        self.seed.setToolTip("The same number draws the same cells")
+        self.sample.setToolTip("Only so many, drawn at random, for validation")
+        self.seed.setToolTip("The same number draws the same ones")
         self.progress, self.about, self.counted = QProgressBar(), QLabel(), QLabel()
         self.message, self.left_out, self.recent, self.belongs = (QLabel() for _ in range(4))
         self.why = QLineEdit()
         self.why.setPlaceholderText("why (kept with the next edit); Enter goes back to the keys")
         self.unblind = QPushButton("Unblind …")
+        self._legend, self._named = QLabel(), QGridLayout()
         self._crops = QGridLayout()
         self._crops.setVerticalSpacing(2)
         self._shown: list[tuple[QLabel, QLabel]] = []
@@ -116,11 +108,7 @@ class ReviewPanel(QWidget):
             button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
             button.clicked.connect(self.actions[name])
             keys.addWidget(button, place // 2, place % 2)
-        legend = QLabel(
-            f'<span style="color:{CLASS_COLOURS[1]}">○ positive</span> &nbsp; '
-            f'<span style="color:{CLASS_COLOURS[0]}">○ negative</span> &nbsp; '
-            f'<span style="color:{GONE_COLOUR}">○ deleted</span> &nbsp; tinted: looked at'
-        )
+        self._legend.setWordWrap(True)
         close = QPushButton("Close review")
         for button, name in ((self.unblind, "unblind"), (close, "close")):
             button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
@@ -149,17 +137,18 @@ class ReviewPanel(QWidget):
         layout.addLayout(form)
         layout.addWidget(self.progress)
         layout.addLayout(self._crops)
-        for widget in (self.about, legend, self.left_out):
+        for widget in (self.about, self._legend, self.left_out):
             layout.addWidget(widget)
+        layout.addLayout(self._named)
         layout.addLayout(keys)
         for widget in (self.why, self.counted, self.recent, self.message):
             layout.addWidget(widget)
         layout.addStretch(1)
 
-    @staticmethod
-    def keys() -> dict[str, tuple[str, ...]]:
-        """Return the keys of every action."""
-        return {name: keys for name, (_, keys) in KEYS.items()}
+    def bindings(self) -> list[tuple[str, Callable[[], None]]]:
+        """Return what every key does; the digits give the classes that have names."""
+        listed = [(key, self.actions[name]) for name, (_, keys) in KEYS.items() for key in keys]
+        return listed + [(str(n), partial(self.actions["call"], name)) for n, name in enumerate(self._classes, start=1)]
 
     # What is chosen
 
@@ -199,6 +188,12 @@ class ReviewPanel(QWidget):
         assert session.queue is not None
         self._quiet = True
         _fill(self.slide, session.slides, session.shown)
+        self._list_classes(session.here.objects.choices[session.queue.selection.marker])
+        _fill(
+            self.show_,
+            [ALL, *map(class_name, session.here.objects.choices[session.queue.selection.marker])],
+            session.queue.selection.show,
+        )
         self.belongs.setText(session.belongs)
         self.belongs.setVisible(not session.blinded)
         self._regions = [EVERYWHERE, *session.here.objects.regions]
@@ -213,6 +208,27 @@ class ReviewPanel(QWidget):
                 self.region.addItem(name)
         self.region.setCurrentIndex(self._regions.index(session.queue.selection.region))
         self._quiet = False
+
+    def _list_classes(self, choices: tuple[Value, ...]) -> None:
+        """Say which colour is which class, and offer those that have names, each with a key."""
+        colours = zip(choices, CLASS_COLOURS, strict=False)
+        shown = [(class_name(value), colour) for value, colour in colours] + [("deleted", GONE_COLOUR)]
+        spans = [f'<span style="color:{colour}">○ {name}</span>' for name, colour in shown]
+        self._legend.setText(" &nbsp; ".join([*spans, "tinted: looked at"]))
+        named: list[Value] = [value for value in choices if isinstance(value, str) and value]
+        if named == self._classes:
+            return
+        self._classes = named
+        while (item := self._named.takeAt(0)) is not None:
+            item.widget().deleteLater()
+        for place, name in enumerate(named):
+            button = QPushButton(f"{class_name(name)}   {place + 1}")
+            button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+            button.clicked.connect(partial(self._call, name))
+            self._named.addWidget(button, place // 2, place % 2)
+
+    def _call(self, name: Value, _: bool = False) -> None:
+        self.actions["call"](name)
 
     @staticmethod
     def zoom_for(side_px: int, n_pictures: int) -> int:
@@ -251,7 +267,7 @@ class ReviewPanel(QWidget):
         self.progress.setFormat(f"{queue.n_reviewed:,} of {len(queue):,} looked at")
         index = queue.current
         if index is None:
-            self.about.setText("No cell fits this choice on this slide.")
+            self.about.setText(f"No {objects.kind} fits this choice on this slide.")
         else:
             share = objects.share[selection.marker][index]
             called = f"{selection.marker} {class_name(objects.called(index, selection.marker))}"
@@ -265,17 +281,21 @@ class ReviewPanel(QWidget):
             self.about.setText(" · ".join(told))
         counts = objects.counts(selection.marker, selection.region)
         where = "slide" if selection.region == EVERYWHERE else session.names.veiled(selection.region)
-        self.counted.setText(
-            f"{selection.marker} positive in {where}: "
-            f"{counts.automatic_positive:,} of {counts.automatic:,} by the run, "
-            f"{counts.corrected_positive:,} of {counts.corrected:,} corrected"
-        )
+        if objects.kind == CELL:
+            told = [
+                f"{selection.marker} positive in {where}:",
+                f"{counts.automatic_positive:,} of {counts.automatic:,} by the run,",
+                f"{counts.corrected_positive:,} of {counts.corrected:,} corrected",
+            ]
+        else:
+            told = [f"{objects.kind}s in {where}:", f"{counts.automatic:,} by the run, {counts.corrected:,} corrected"]
+        self.counted.setText(" ".join(told))
         edits = session.journal.edits[-SHOWN_EDITS:][::-1]
         self.recent.setText("\n".join(self._line(session, edit) for edit in edits))
 
     def show_left_out(self, n_left_out: int) -> None:
         """Say that not all points are drawn."""
-        _say(self.left_out, f"{n_left_out:,} more cells here; come nearer to see all" if n_left_out else "")
+        _say(self.left_out, f"{n_left_out:,} more here; come nearer to see all" if n_left_out else "")
 
     def _line(self, session: Session, edit: Edit) -> str:
         """Return an edit of the journal as the reviewer may see it."""
@@ -300,65 +320,6 @@ class ReviewPanel(QWidget):
     def tell(self, text: str) -> None:
         """Show what went wrong; nothing when all is well."""
         _say(self.message, text)
-
-
-class StartPage(QWidget):
-    """Who reviews which run, and whether blind."""
-
-    def __init__(self, begin: Callable[[], None]) -> None:
-        super().__init__()
-        self.root: Path | None = None
-        self.who = QLineEdit(getpass.getuser())
-        self.who.setToolTip("Every edit carries this name; each reviewer has a journal of their own.")
-        self.blind = QCheckBox("Hide animals, groups and slide names")
-        self.begin = QPushButton()
-        self.begin.clicked.connect(begin)
-        self.message = QLabel()
-        self.message.setWordWrap(True)
-        layout = QFormLayout(self)
-        layout.addRow("Reviewer", self.who)
-        for widget in (self.blind, self.begin, self.message):
-            layout.addRow(widget)
-        self.propose(None)
-
-    def propose(self, root: Path | None, *, blinded: bool = True) -> None:
-        """Offer to review a run; to choose one for None."""
-        self.root = root
-        self.blind.setChecked(blinded)
-        self.begin.setText("Choose a run folder …" if root is None else f"Review '{root.name}'")
-
-    def tell(self, text: str) -> None:
-        """Show what is wrong."""
-        self.message.setText(text)
-
-
-class UnblindDialog(QDialog):
-    """Asks whether the names may be shown, and why."""
-
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self.setWindowTitle("Unblind")
-        asked = QLabel(
-            "Show animals, groups and slide names?\n\nThis cannot be undone: it is written in the journal, and every "
-            "later edit is marked as made unblinded."
-        )
-        asked.setWordWrap(True)
-        self.reason = QLineEdit()
-        self.reason.setPlaceholderText("why, for instance: all slides are reviewed")
-        buttons = QDialogButtonBox()
-        self.confirm = buttons.addButton("Unblind", QDialogButtonBox.ButtonRole.AcceptRole)
-        buttons.addButton("Stay blind", QDialogButtonBox.ButtonRole.RejectRole)
-        self.confirm.setEnabled(False)
-        self.reason.textChanged.connect(lambda text: self.confirm.setEnabled(bool(text.strip())))
-        buttons.accepted.connect(self.accept)
-        buttons.rejected.connect(self.reject)
-        layout = QVBoxLayout(self)
-        for widget in (asked, self.reason, buttons):
-            layout.addWidget(widget)
-
-    def why(self) -> str:
-        """Return the reason that was given."""
-        return str(self.reason.text()).strip()
 
 
 def _columns(n_pictures: int) -> int:

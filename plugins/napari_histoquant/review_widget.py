@@ -1,4 +1,4 @@
-"""The review panel: crops of the current cell, keys for every decision, progress and live counts."""
+"""The review panel: crops of the current object, keys for every decision, progress and live counts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from qtpy.QtWidgets import (
 )
 
 from histoquant.errors import HistoquantError, InputError
+from histoquant.model.edit import Value
 from napari_histoquant.review_layers import ReviewLayers, rendered
-from napari_histoquant.review_panel import ReviewPanel, StartPage, UnblindDialog
-from napari_histoquant.reviewing import PICK_UM, Session
+from napari_histoquant.review_panel import ReviewPanel
+from napari_histoquant.review_start import StartPage, UnblindDialog
+from napari_histoquant.reviewing import Session
 from napari_histoquant.view import camera_of
 
 if TYPE_CHECKING:
@@ -28,12 +30,12 @@ if TYPE_CHECKING:
 TITLE = "histoquant review"
 
 CANVAS_AFTER_MS = 40
-"""The panel shows the next cell at once. The canvas follows when keys pause for so long: where there is no graphics
+"""The panel shows the next object at once. The canvas follows when keys pause for so long: where there is no graphics
 card it takes 0.1 s to draw, and whoever decides on crops need not wait for it."""
 
 
 class ReviewWidget(QWidget):
-    """Review the cells of a run, one after the other.
+    """Review the cells or spines of a run, one after the other.
 
     Parameters
     ----------
@@ -66,10 +68,11 @@ class ReviewWidget(QWidget):
         camera_of(napari_viewer).events.connect(self._on_camera)
         napari_viewer.mouse_double_click_callbacks.append(self._on_double_click)
 
-    def _actions(self) -> dict[str, Callable[[], None]]:
+    def _actions(self) -> dict[str, Callable[..., None]]:
         return {
             "accept": lambda: self._do("accept"),
             "flip": lambda: self._do("flip"),
+            "call": lambda value: self._do("call", value),
             "delete": lambda: self._do("delete"),
             "add": self._add,
             "next": lambda: self._step(1),
@@ -133,13 +136,12 @@ class ReviewWidget(QWidget):
         super().closeEvent(event)
 
     def _bind_keys(self) -> None:
-        for name, keys in self.panel.keys().items():
-            for key in keys:
-                # of the whole window, wherever the focus is, as long as the panel is to be seen
-                shortcut = QShortcut(QKeySequence(key), self)
-                shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
-                shortcut.activated.connect(self.panel.actions[name])
-                self._shortcuts.append(shortcut)
+        for key, action in self.panel.bindings():
+            # of the whole window, wherever the focus is, as long as the panel is to be seen
+            shortcut = QShortcut(QKeySequence(key), self)
+            shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
+            shortcut.activated.connect(action)
+            self._shortcuts.append(shortcut)
 
     def _focus(self) -> None:
         """Give the keyboard back to the canvas, so that keys decide and are not typed into a field."""
@@ -170,9 +172,9 @@ class ReviewWidget(QWidget):
         if session is None or session.here is None:
             return
         names = [session.names.veiled(name) for name in session.here.pixels.channels]
-        self.layers.show(session.here, session.recipe.segment, names, session.channel, regions=session.outlines)
+        self.layers.show(session.here, names, session.channel, regions=session.outlines)
         self.viewer.title = f"{TITLE} · {session.shown}"
-        self.layers.first_view()
+        self.layers.first_view(session.here)
         self.panel.show_slide(session)
         self._refresh()
         self.show_on_canvas()
@@ -182,10 +184,10 @@ class ReviewWidget(QWidget):
         if self._guarded(lambda session: session.select(self.panel.selection(session))):
             self._refresh()
 
-    def _do(self, what: str) -> None:
+    def _do(self, what: str, *told: Value) -> None:
         before = self.session.here if self.session is not None else None
-        words = [self.panel.take_why()] if what in ("accept", "flip", "delete") else []
-        self._guarded(lambda session: getattr(session, what)(*words))
+        words = [self.panel.take_why()] if what in ("accept", "flip", "call", "delete") else []
+        self._guarded(lambda session: getattr(session, what)(*told, *words))
         if self.session is not None and self.session.here is not before:
             self._show_slide()
         self._refresh()
@@ -195,9 +197,8 @@ class ReviewWidget(QWidget):
         session = self.session
         if session is None or session.here is None:
             return
-        height, width = (n * session.here.pixels.pixel_size_um for n in session.here.pixels.shape)
-        if not (0 <= y <= height and 0 <= x <= width):
-            self.panel.tell("Point at the cell to add: the mouse is not on the slide.")
+        if not session.here.holds(y, x):
+            self.panel.tell(f"Point at the {session.here.objects.kind} to add: the mouse is not on the slide.")
             return
         why = self.panel.take_why()
         self._guarded(lambda session: session.add(y, x, why))
@@ -228,17 +229,22 @@ class ReviewWidget(QWidget):
         if current is None:
             self.panel.show_crops([], [])
         else:
-            y, x = here.objects.yx_um[current].tolist()
-            crop = here.crops.at(y, x, int(here.objects.label[current]))
-            names = ["slide"] if here.pixels.brightfield else ["together", *here.pixels.channels]
-            zoom = self.panel.zoom_for(here.crops.side_px, len(names))
-            pictures = rendered(crop, self.layers.limits(), zoom, brightfield=here.pixels.brightfield)
+            crop, names = here.crop(current), here.crop_names
+            zoom = self.panel.zoom_for(len(crop.inside), len(names))
+            limits = self.layers.limits()
+            pictures = rendered(
+                crop,
+                [] if here.pixels.brightfield else [limits[number] for number in here.crop_channels],
+                zoom,
+                brightfield=here.pixels.brightfield,
+                together=len(names) > len(crop.pixels),
+            )
             self.panel.show_crops(pictures, [session.names.veiled(name) for name in names])
         self.panel.show_state(session)
         self.wait_for_canvas.start()
 
     def show_on_canvas(self) -> None:
-        """Move the canvas to the current cell, and read the next crop while the reviewer looks at this one."""
+        """Move the canvas to the current object, and read the next crop while the reviewer looks at this one."""
         self.wait_for_canvas.stop()
         session = self.session
         if session is None or session.here is None or session.queue is None:
@@ -254,9 +260,8 @@ class ReviewWidget(QWidget):
             return
         coming = session.queue.coming
         if coming is not None:
-            y, x = session.here.objects.yx_um[coming].tolist()
             try:
-                session.here.crops.at(y, x, int(session.here.objects.label[coming]))
+                session.here.crop(coming)
             except HistoquantError as error:
                 self.panel.tell(session.names.veiled(str(error)))
 
@@ -271,12 +276,12 @@ class ReviewWidget(QWidget):
             self.panel.show_left_out(self.layers.n_left_out)
 
     def _on_double_click(self, viewer: napari.Viewer, event: object) -> None:
-        """Turn to the cell that was clicked."""
+        """Turn to the object that was clicked."""
         session = self.session
         if session is None or session.here is None or session.queue is None:
             return
         y, x = (float(part) for part in viewer.cursor.position[-2:])
-        index = session.here.objects.nearest(y, x, PICK_UM)
+        index = session.here.objects.nearest(y, x, session.here.sizes.pick)
         if index is not None:
             session.queue.go_to(index)
             self._refresh()

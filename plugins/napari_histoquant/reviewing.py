@@ -2,70 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from histoquant.corrected import SlideResults, read_slide
 from histoquant.errors import InputError
 from histoquant.inputs import restated_inputs
 from histoquant.journal import Journal
-from histoquant.model.edit import ACCEPT, ADD, CALL, DELETE, Edit
-from histoquant.model.panel import bound, called_markers, channel_of
-from histoquant.model.recipe import Recipe
+from histoquant.model.edit import ACCEPT, ADD, CALL, DELETE, Edit, Value
 from histoquant.model.region import SLIDE
 from histoquant.model.region_set import Region
-from histoquant.model.slide import Slide
-from histoquant.registry import open_slide
 from histoquant.report.run import read_run
-from napari_histoquant.crops import Crops, contrast_limits
 from napari_histoquant.names import Names
-from napari_histoquant.queue import EVERYWHERE, Objects, Queue, Selection
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-PICK_UM = 15.0
-"""A click this near to an object means that object."""
-
-
-@dataclass(eq=False)
-class OpenSlide:
-    """The slide that is looked at.
-
-    Attributes
-    ----------
-    results : SlideResults
-        What the run folder holds of it, under its true name, which is not to be shown while the review is blind.
-    pixels : Slide
-    thresholds : marker -> intensity
-    objects : Objects
-    crops : Crops
-    limits : channel -> (black, white)
-        Of the channels in which something was measured.
-    """
-
-    results: SlideResults
-    pixels: Slide
-    labels: Slide | None
-    thresholds: Mapping[str, float]
-    objects: Objects
-    crops: Crops
-    limits: Mapping[str, tuple[float, float]]
-
-    @property
-    def slide_id(self) -> str:
-        """Its true name."""
-        return self.results.slide_id
-
-    def close(self) -> None:
-        """Let go of its files."""
-        self.pixels.close()
-        if self.labels is not None:
-            self.labels.close()
+from napari_histoquant.queue import ALL, EVERYWHERE, Queue, Selection, class_name
+from napari_histoquant.subjects import OpenSlide, markers_of, opened
 
 
 class Session:
@@ -96,8 +48,8 @@ class Session:
     """
 
     def __init__(self, root: Path, who: str, *, blinded: bool = True) -> None:
-        run = read_run(root)
-        self.root, self.recipe = root, run.recipe
+        run = self.run = read_run(root)
+        self.root = root
         self._told = run.provenance
         self._rows = {row.slide_id: row for row in restated_inputs(run.state).study.slides}
         if not self.markers:
@@ -112,8 +64,8 @@ class Session:
 
     @property
     def markers(self) -> list[str]:
-        """Markers whose calls can be reviewed."""
-        return called_markers(self.recipe.panel)
+        """Markers whose calls can be reviewed; of spines, the class."""
+        return markers_of(self.run)
 
     @property
     def slides(self) -> list[str]:
@@ -135,8 +87,7 @@ class Session:
         """Number of the channel that shows the selection's marker; 0 where that is a stain of a picture."""
         assert self.here is not None
         assert self.queue is not None
-        pixels, marker = self.here.pixels, self.queue.selection.marker
-        return 0 if pixels.brightfield else pixels.channel_index(channel_of(marker, self.recipe.panel[marker]))
+        return self.here.channel(self.queue.selection.marker)
 
     @property
     def outlines(self) -> list[Region]:
@@ -176,28 +127,16 @@ class Session:
         HistoquantError
             If its files cannot be read; the slide that was open stays so. Messages tell true names.
         """
-        found = self._opened(self.names.true(shown))
+        found = opened(self.run, self._rows[self.names.true(shown)], shown if self.blinded else None)
         self.close_slide()
         self.here = found
         self._take_in(found)
         selection = selection or Selection(self.markers[0])
         if selection.region not in found.objects.regions:
             selection = replace(selection, region=EVERYWHERE)
+        if selection.show not in map(class_name, found.objects.choices[selection.marker]):
+            selection = replace(selection, show=ALL)
         self.select(selection)
-
-    def _opened(self, slide_id: str) -> OpenSlide:
-        results, row = read_slide(self.root, slide_id), self._rows[slide_id]
-        told = results.provenance["thresholds"]
-        thresholds = {name: float(told[name]["value"]) for name in self.markers}
-        objects = Objects.of_cells(results.cells, self.recipe.panel, thresholds)
-        pixels = open_slide(row.path, scene=row.scene, pixel_size_um=results.pixel_size_um)
-        if self.blinded:  # nothing that is shown holds on to the true name
-            pixels = replace(pixels, name=self.names.shown(slide_id), path=Path(self.names.shown(slide_id)))
-        path = self.root / "slides" / slide_id / "labels.ome.tif"
-        labels = open_slide(path, pixel_size_um=results.pixel_size_um) if path.is_file() else None
-        crops = Crops(pixels, self.recipe.segment, labels)
-        limits = _limits(results.cells, pixels, self.recipe, thresholds)
-        return OpenSlide(results, pixels, labels, thresholds, objects, crops, limits)
 
     def _take_in(self, here: OpenSlide) -> None:
         """Show what the reviewer did to this slide before, found again as `replay` finds it."""
@@ -249,21 +188,29 @@ class Session:
 
     def flip(self, why: str = "") -> int | None:
         """Give the current object its next class (of a cell: the other one), and go on."""
-        return self._decide(CALL, why)
+        if self.here is None or self.queue is None or self.queue.current is None:
+            return None
+        marker = self.queue.selection.marker
+        named = [value for value in self.here.objects.choices[marker] if value != ""]
+        old = self.here.objects.called(self.queue.current, marker)
+        return self._decide(CALL, why, named[(named.index(old) + 1) % len(named)] if old in named else named[0])
+
+    def call(self, value: Value, why: str = "") -> int | None:
+        """Give the current object a class, and go on."""
+        return self._decide(CALL, why, value)
 
     def delete(self, why: str = "") -> int | None:
         """Say that the current object is none, and go on."""
         return self._decide(DELETE, why)
 
-    def _decide(self, action: str, why: str) -> int | None:
+    def _decide(self, action: str, why: str, called: Value = None) -> int | None:
         if self.here is None or self.queue is None or self.queue.current is None:
             return None
         index, objects, marker = self.queue.current, self.here.objects, self.queue.selection.marker
         if not objects.was_there(index):
             return None
         old = objects.called(index, marker)
-        choices = objects.choices[marker]
-        new = {ACCEPT: old, CALL: choices[(choices.index(old) + 1) % len(choices)], DELETE: None}[action]
+        new = {ACCEPT: old, CALL: called, DELETE: None}[action]
         edit = self.journal.record(
             self.here.slide_id, action, **self._told_of(index), marker=marker, old=old, new=new, why=why
         )
@@ -275,10 +222,11 @@ class Session:
         assert self.here is not None
         objects = self.here.objects
         y, x = objects.yx_um[index].tolist()
-        area = float(objects.area_um2[index])
+        area, z = (float(column[index]) for column in (objects.area_um2, objects.z_um))
         return {
             "kind": objects.kind,
             "region": str(objects.region[index]),
+            "z_um": z if np.isfinite(z) else None,
             "y_um": y,
             "x_um": x,
             "area_um2": area if np.isfinite(area) else None,
@@ -286,19 +234,27 @@ class Session:
         }
 
     def add(self, y_um: float, x_um: float, why: str = "") -> int | None:
-        """Add an object that was missed, of the selection's marker's second class (a positive cell), and look at it."""
+        """Add an object that was missed, and look at it: a positive cell, or a spine that has no class yet.
+
+        Raises
+        ------
+        InputError
+            If there can be none.
+        """
         if self.here is None or self.queue is None:
             return None
         objects, marker = self.here.objects, self.queue.selection.marker
+        region, z_um = self.here.seen_at(y_um, x_um)
         edit = self.journal.record(
             self.here.slide_id,
             ADD,
             kind=objects.kind,
-            region=self.here.results.place(np.array([[y_um, x_um]]))[0],
+            region=region,
+            z_um=z_um,
             y_um=float(y_um),
             x_um=float(x_um),
             marker=marker,
-            new=objects.choices[marker][1],
+            new=True if True in objects.choices[marker] else "",
             measured=self.here.results.measured,
             why=why,
         )
@@ -345,15 +301,3 @@ class Session:
         if self.journal.blinded:
             self.journal.unblind(why)
         self.names = self.names.revealed()
-
-
-def _limits(
-    cells: pd.DataFrame, pixels: Slide, recipe: Recipe, thresholds: Mapping[str, float]
-) -> dict[str, tuple[float, float]]:
-    """Return black and white of each channel of a fluorescence slide."""
-    if pixels.brightfield:
-        return {}
-    panel = bound(recipe.panel, pixels)
-    shown = {str(marker.channel): thresholds.get(name) for name, marker in panel.items()}
-    limits = {name: contrast_limits(cells, name, shown.get(name)) for name in pixels.channels}
-    return {name: pair for name, pair in limits.items() if pair is not None}

@@ -1,9 +1,11 @@
-"""A finished run whose animals, groups and slides have names that cannot be mistaken for anything else."""
+"""Finished runs whose animals, groups and slides have names that cannot be mistaken for anything else."""
 
 from functools import cache
 
 from histoquant.batch import run_study
-from histoquant.inputs import load
+from histoquant.inputs import KINDS, load
+from histoquant.phantom import DendritePlan, make_dendrites
+from histoquant.spine_study import run_spines
 from tests.conftest import RECIPE, make_scene, write_geojson, write_slide
 
 SECRETS = ("Quagga", "Dugong", "Axolotl", "Okapi", "Tapirlabel", "Narwhallabel", "Ibexfolder", "Zorilla")
@@ -27,4 +29,19 @@ def run_in(base):
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     outcome = run_study(load(folder / "study.csv", folder / "recipe.toml"), folder / "results", workers=1)
     assert not outcome.failures
+    return folder / "results"
+
+
+@cache
+def spines_in(base, assay="spines"):
+    """Make a study of two stacks of dendrites below a folder, run it, and return the run folder."""
+    folder = base / f"reviewed_{assay}"
+    make_dendrites(folder, DendritePlan(assay, (20.0, 30.0), spines_per_10um=(0.0, 8.0), animals=1, seed=5))
+    (folder / "slides").rename(folder / "Ibexfolder")
+    for made, name in (("M1_s1", "Tapirlabel_7"), ("M2_s1", "Narwhallabel_3")):
+        (folder / "Ibexfolder" / f"{made}.ome.tif").rename(folder / "Ibexfolder" / f"{name}.ome.tif")
+    sheet = SHEET.replace(",outlines.geojson", "").replace(",regions", "")
+    (folder / "study.csv").write_text(sheet, encoding="utf-8")
+    checked = load(folder / "study.csv", folder / "recipe.toml", kinds=KINDS)
+    assert not run_spines(checked, folder / "results", workers=2).failures
     return folder / "results"

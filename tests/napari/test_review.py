@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from napari_histoquant.crops import Crops, Plane, contrast_limits, outline
-from napari_histoquant.queue import ALL, EVERYWHERE, NEGATIVE, PLACE, POSITIVE, Objects, Queue, Selection
+from napari_histoquant.queue import ALL, EVERYWHERE, PLACE, Objects, Queue, Selection
 from napari_histoquant.reviewing import Session
 
 from histoquant.analysis.review import replay
@@ -61,8 +61,8 @@ def test_what_decides_a_call_decides_what_is_borderline():
 def test_selections_by_region_and_call():
     found = objects([10, 120, 30, 140], regions=["SVZ", "SVZ", "DG", "DG"])
     assert found.chosen(Selection("tunel", "DG")).tolist() == [3, 2]
-    assert found.chosen(Selection("tunel", show=POSITIVE)).tolist() == [1, 3]
-    assert found.chosen(Selection("tunel", "DG", show=NEGATIVE)).tolist() == [2]
+    assert found.chosen(Selection("tunel", show="positive")).tolist() == [1, 3]
+    assert found.chosen(Selection("tunel", "DG", show="negative")).tolist() == [2]
     assert found.chosen(Selection("tunel", "nowhere")).tolist() == []
 
 
@@ -202,7 +202,7 @@ def test_undo_goes_back_to_the_slide_it_was_made_on(root, opened):
 
 def test_counts_before_and_after(root, opened):
     session = opened(root)
-    session.open(session.slides[0], Selection("tunel", show=NEGATIVE))
+    session.open(session.slides[0], Selection("tunel", show="negative"))
     before = session.here.objects.counts("tunel")
     assert (before.automatic, before.automatic_positive) == (before.corrected, before.corrected_positive)
     session.flip()
@@ -291,9 +291,10 @@ def test_planes_and_crops_are_the_pixels_of_the_slide(root, made):
     assert plane[5, 7] == whole[1, 5, 7]
     labels = open_slide(made / "slides" / "Tapirlabel_7" / "labels.ome.tif")
     table = pd.read_parquet(made / "slides" / "Tapirlabel_7" / "cells.parquet")
-    crops = Crops(slide, Segment(), labels, side_um=20.0)
+    crops = Crops(slide, Segment(), labels)
     cell = table.iloc[len(table) // 2]
-    crop, half = crops.at(cell["y_um"], cell["x_um"], int(cell["cell_id"])), crops.side_px // 2
+    crop = crops.at(cell["y_um"], cell["x_um"], int(cell["cell_id"]))
+    half = len(crop.inside) // 2
     y, x = int(cell["y_px"]), int(cell["x_px"])
     assert crop.pixels[:, half, half].tolist() == whole[:, y, x].tolist()
     # the object lies wholly in its crop, and its area is the table's
