@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CROP_UM = 40.0
 """Side of a crop: a nucleus with the ring its background is measured in."""
 
-SPINE_CROP_UM = 12.0
+SPINE_CROP_UM = 7.0
 IN_FOCUS_UM = 1.0
 """How far above and below a spine planes are still shown with it."""
 

@@ -114,8 +114,11 @@ class ReviewLayers:
             face_color="transparent",
             units=("um", "um"),
         )
-        self._outlines = Shapes(**paths_of(regions), name=REGIONS, units=("um", "um"), opacity=0.8) if regions else None
-        outlines = [] if self._outlines is None else [self._outlines]
+        outlines: list[Shapes] = []
+        if regions:
+            lines = paths_of(regions, sizes.simpler)
+            outlines = [Shapes(**lines, name=REGIONS, units=("um", "um"), opacity=0.8)]
+        self._outlines = outlines[0] if outlines else None
         for layer in (*layers, *outlines, self._points, self._ring):
             self._viewer.add_layer(layer)
             layer.editable = False  # decisions are made with the keys of the panel, never by moving a point
@@ -127,7 +130,7 @@ class ReviewLayers:
         limits = here.limits.get(here.pixels.channels[number])
         if limits is None:  # a channel that nothing was measured in
             smallest = np.asarray(planes[-1])
-            low, high = (float(level) for level in np.percentile(smallest[::4, ::4], (1, 99.9)))
+            low, high = (float(level) for level in np.percentile(smallest[::4, ::4], here.percentiles))
             limits = (low, max(high, low + 1))
         colour = CHANNEL_COLOURS[number % len(CHANNEL_COLOURS)]
         return Image(

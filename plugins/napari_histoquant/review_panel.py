@@ -213,8 +213,8 @@ class ReviewPanel(QWidget):
         """Say which colour is which class, and offer those that have names, each with a key."""
         colours = zip(choices, CLASS_COLOURS, strict=False)
         shown = [(class_name(value), colour) for value, colour in colours] + [("deleted", GONE_COLOUR)]
-        spans = [f'<span style="color:{colour}">○ {name}</span>' for name, colour in shown]
-        self._legend.setText(" &nbsp; ".join([*spans, "tinted: looked at"]))
+        spans = [f'<span style="color:{colour}">○&nbsp;{name.replace(" ", "&nbsp;")}</span>' for name, colour in shown]
+        self._legend.setText(" &nbsp; ".join([*spans, "tinted:&nbsp;looked&nbsp;at"]))
         named: list[Value] = [value for value in choices if isinstance(value, str) and value]
         if named == self._classes:
             return

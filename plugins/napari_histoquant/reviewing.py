@@ -196,8 +196,11 @@ class Session:
         return self._decide(CALL, why, named[(named.index(old) + 1) % len(named)] if old in named else named[0])
 
     def call(self, value: Value, why: str = "") -> int | None:
-        """Give the current object a class, and go on."""
-        return self._decide(CALL, why, value)
+        """Give the current object a class, or agree when it has that, and go on."""
+        if self.here is None or self.queue is None or self.queue.current is None:
+            return None
+        same = self.here.objects.called(self.queue.current, self.queue.selection.marker) == value
+        return self._decide(ACCEPT if same else CALL, why, value)
 
     def delete(self, why: str = "") -> int | None:
         """Say that the current object is none, and go on."""

@@ -45,8 +45,6 @@ ELLIPSE_CORNERS = 96
 
 FILL = 0.12
 
-SIMPLER_UM = 0.5
-
 
 class UnfinishedError(InputError):
     """An outline whose first corners are being drawn."""
@@ -97,12 +95,12 @@ def shapes_of(regions: Sequence[Region], colours: Mapping[str, Colour]) -> Shape
     return Shapes(data, settings)
 
 
-def paths_of(regions: Sequence[Region]) -> dict[str, Any]:
+def paths_of(regions: Sequence[Region], simpler_um: float) -> dict[str, Any]:
     """Return the settings of a layer that shows outlines, coordinates in um, as lines only.
 
-    Corners that make no difference of `SIMPLER_UM` are left out: lines are drawn anew at another zoom.
+    Corners that make no difference of ``simpler_um`` are left out: lines are drawn anew at another zoom.
     """
-    simpler = [replace(region, geometry=shapely.simplify(region.geometry, SIMPLER_UM)) for region in regions]
+    simpler = [replace(region, geometry=shapely.simplify(region.geometry, simpler_um)) for region in regions]
     shapes = shapes_of(simpler, colours_of(region.classification or region.name for region in simpler))
     closed = [
         np.vstack([ring, ring[:1]]) if kind == "polygon" else ring

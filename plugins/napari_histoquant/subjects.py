@@ -42,12 +42,15 @@ class Sizes:
         Height of what is seen when a slide is opened.
     pick : float
         A click this near to an object means that object.
+    simpler : float
+        Corners of outlines that make no more difference than this are left out.
     """
 
     point: float
     ring: float
     first_view: float
     pick: float
+    simpler: float
 
 
 class OpenSlide(ABC):
@@ -69,9 +72,12 @@ class OpenSlide(ABC):
     corner_um : float
         Where the top-left corner of the first pixel lies, in both directions, in the coordinates of the objects.
     sizes : Sizes
+    percentiles : (float, float)
+        What is black and white in a channel without limits.
     """
 
     sizes: ClassVar[Sizes]
+    percentiles: ClassVar[tuple[float, float]] = (1, 99.9)
     corner_um = 0.0
 
     def __init__(
@@ -124,7 +130,7 @@ class OpenSlide(ABC):
 class OpenCells(OpenSlide):
     """A slide with the cells that a run found and called."""
 
-    sizes = Sizes(point=12.0, ring=26.0, first_view=400.0, pick=15.0)
+    sizes = Sizes(point=12.0, ring=26.0, first_view=400.0, pick=15.0, simpler=0.5)
     results: SlideResults
 
     def __init__(self, run: Run, row: StudySlide, shown: str | None) -> None:
@@ -177,7 +183,8 @@ class OpenCells(OpenSlide):
 class OpenStack(OpenSlide):
     """A stack with the spines that a run found."""
 
-    sizes = Sizes(point=1.0, ring=2.6, first_view=40.0, pick=1.5)
+    sizes = Sizes(point=1.0, ring=2.6, first_view=40.0, pick=1.5, simpler=0.02)
+    percentiles = (50, 98)  # dendrites may be over-exposed, so that spines are seen
     results: StackResults
 
     def __init__(self, run: Run, row: StudySlide, shown: str | None) -> None:
