@@ -16,6 +16,7 @@ from histoquant.analysis.translocation import translocated
 from histoquant.cluster import Inline, Limits
 from histoquant.cluster.profile import Profile
 from histoquant.corrected import write_corrected
+from histoquant.corrected_infarct import write_corrected_infarct
 from histoquant.corrected_spines import write_corrected_spines
 from histoquant.exclusions import log_exclusions
 from histoquant.inference import write_statistics
@@ -140,10 +141,12 @@ def write_report(root: Path) -> Path:
         If journals of corrections are damaged.
     """
     recipe = RunFolder(root).state().get("recipe", {})
-    for part, render in (("infarct", render_infarct), ("spines", render_spines)):
+    for part, correct, render in (
+        ("infarct", write_corrected_infarct, render_infarct),
+        ("spines", write_corrected_spines, render_spines),
+    ):
         if recipe.get(part) is not None:
-            if part == "spines":
-                write_corrected_spines(root)
+            correct(root)
             return write_pages(root, render(root))
     write_corrected(root)
     return write_pages(root, render_report(root))

@@ -1,7 +1,7 @@
 """Infarct volumes of a study: pictures of brain slices in, volumes by animal out.
 
-A picture takes seconds, so nothing is kept from one start to the next but the outlines, which a person may correct in
-``slides/<id>/outlines.geojson`` and name in the sheet's column ``regions``.
+A picture takes seconds, so nothing is kept from one start to the next but the outlines. A person corrects lesions in a
+review, or any outline in ``slides/<id>/outlines.geojson``, to be named in the sheet's column ``regions``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import numpy as np
 
 from histoquant import __version__, store
 from histoquant.analysis.endpoints import endpoint_groups
-from histoquant.analysis.infarct import FORMULAS, SliceAreas, volumes
-from histoquant.analysis.slice_outlines import NEGATIVE, Outlined, outlined
+from histoquant.analysis.infarct import FORMULAS
+from histoquant.analysis.infarct_animals import animal_table
+from histoquant.analysis.slice_outlines import Outlined, outlined
 from histoquant.analysis.ttc import Side
 from histoquant.batch import Outcome, reference_of, write_pages
+from histoquant.corrected_infarct import write_corrected_infarct
 from histoquant.errors import HistoquantError, InputError, RecipeError, StudyError
 from histoquant.exclusions import log_exclusions
 from histoquant.inference import write_statistics
@@ -26,7 +28,7 @@ from histoquant.job import Job, open_slide, release, source_hashes
 from histoquant.model.infarct import InfarctSettings
 from histoquant.model.recipe import Segment
 from histoquant.model.study import StudySlide
-from histoquant.model.tables import FAILURES, INFARCT, INFARCT_SLICES, empty, shaped
+from histoquant.model.tables import FAILURES, INFARCT_SLICES, empty, shaped
 from histoquant.picture import Picture, shrink
 from histoquant.readers.outlines import read_outlines, write_geojson
 from histoquant.report.infarct_page import render_infarct
@@ -96,6 +98,7 @@ def run_infarct(
         state.write("failed" if state.failures else "done")
         if tables:
             state.notes += write_statistics(out).notes
+            write_corrected_infarct(out)
             write_pages(out, render_infarct(out))
         progress(Progress(len(checked.taken), len(checked.taken), "done"))
     return Outcome(out, len(checked.taken), tuple(state.failures), tuple(state.notes))
@@ -193,24 +196,8 @@ def _measured(job: Job, settings: InfarctSettings) -> tuple[pd.DataFrame, list[s
 def _slice_table(row: StudySlide, found: Outlined) -> pd.DataFrame:
     import pandas as pd
 
-    rows = []
-    for one in found.slices:
-        areas = one.areas(found.side)
-        rows.append(
-            {
-                "slide_id": row.slide_id,
-                "animal": row.animal,
-                "group": row.group,
-                "slice": one.number,
-                "side": found.side,
-                "infarct_mm2": areas.infarct,
-                "ipsilateral_mm2": areas.ipsilateral,
-                "contralateral_mm2": areas.contralateral,
-                "indirect_mm2": areas.indirect_mm2,
-                "ratio_mm2": areas.ratio_mm2,
-                "flags": "; ".join(one.all_flags(found.side)),
-            }
-        )
+    whose = {"slide_id": row.slide_id, "animal": row.animal, "group": row.group}
+    rows = [whose | one.as_row(found.side) for one in found.slices]
     return shaped(pd.DataFrame(rows), INFARCT_SLICES)
 
 
@@ -232,39 +219,3 @@ def _write_tables(state: RunState, tables: Sequence[pd.DataFrame], settings: Inf
         animals, endpoints, reference_of(state.checked), known="direct_mm3", differences=("swelling_percent",)
     )
     store.write_csv(folder.table("infarct_groups"), groups)
-
-
-def animal_table(
-    slices: pd.DataFrame, settings: InfarctSettings, lost: set[str], group_of: dict[str, str]
-) -> pd.DataFrame:
-    """Return one row per animal; animals in ``lost`` miss a picture, and are flagged and left without numbers."""
-    import pandas as pd
-
-    rows = []
-    for animal, group in group_of.items():
-        own = slices[slices["animal"] == animal]
-        areas = [SliceAreas(*each) for each in own[["infarct_mm2", "ipsilateral_mm2", "contralateral_mm2"]].to_numpy()]
-        whole = volumes(areas, settings.slice_thickness_um / 1000)
-        flags = [flag for text in own["flags"] for flag in text.split("; ") if flag and flag != NEGATIVE]
-        flags = sorted(set(flags)) + [f"{NEGATIVE} in {whole.n_negative} slice(s)"] * bool(whole.n_negative)
-        numbers: dict[str, float] = {f"{name}_mm3": getattr(whole, f"{name}_mm3") for name in FORMULAS}
-        numbers |= {f"{side}_mm3": getattr(whole, f"{side}_mm3") for side in ("ipsilateral", "contralateral")}
-        numbers |= {f"{name}_percent_hemisphere": whole.percent_hemisphere(name) for name in FORMULAS}
-        numbers |= {f"{name}_percent_brain": whole.percent_brain(name) for name in FORMULAS}
-        numbers["swelling_percent"] = whole.swelling_percent
-        if animal in lost or not len(own):
-            flags.insert(0, "incomplete: a picture failed")
-            numbers = dict.fromkeys(numbers, np.nan)
-        rows.append(
-            {
-                "animal": animal,
-                "group": group,
-                "n_slices": whole.n_slices,
-                "n_negative": whole.n_negative,
-                "slice_thickness_um": settings.slice_thickness_um,
-                "primary": settings.primary,
-                "flags": "; ".join(flags),
-                **numbers,
-            }
-        )
-    return shaped(pd.DataFrame(rows), INFARCT) if rows else empty(INFARCT)

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoquant.analysis.agreement import TOLERANCE_UM
-from histoquant.model.edit import ADD, CELL, DELETE, SPINE, UNDO, Edit, Value, in_effect
+from histoquant.model.edit import ADD, CELL, DELETE, LESION, SPINE, UNDO, Edit, Value, in_effect
 from histoquant.model.tables import DISAGREEMENTS, TOUCHED, UNMATCHED, shaped
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-MATCH_UM = {CELL: TOLERANCE_UM, SPINE: 0.8}
+MATCH_UM = {CELL: TOLERANCE_UM, SPINE: 0.8, LESION: 2000.0}
 """An edit's object is at most this far from where it was: a cell as in scoring points, a spine as two bright spots of
-one spine are from each other."""
+one spine are from each other; a lesion is looked for on the slice it was drawn on, a fifth of which this is."""
 
-LEAST_MATCH_UM = {CELL: 2.0, SPINE: 0.4}
+LEAST_MATCH_UM = {CELL: 2.0, SPINE: 0.4, LESION: 2000.0}
 """Reach for the smallest bodies. Between the two, the radius of the object: what lies outside it is another object."""
 
 CLASS = "class"

@@ -7,7 +7,7 @@ found one is. Geometry is in um, (x, y) with y downwards; left and right are tho
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,20 @@ class OutlinedSlice:
             flags.append(f"{over_mm2:.1f} mm2 of the lesion beyond the midline not counted")
         return flags
 
+    def as_row(self, side: Side) -> dict[str, Any]:
+        """Return what `tables.INFARCT_SLICES` lists of the slice, but whose it is."""
+        areas = self.areas(side)
+        return {
+            "slice": self.number,
+            "side": side,
+            "infarct_mm2": areas.infarct,
+            "ipsilateral_mm2": areas.ipsilateral,
+            "contralateral_mm2": areas.contralateral,
+            "indirect_mm2": areas.indirect_mm2,
+            "ratio_mm2": areas.ratio_mm2,
+            "flags": "; ".join(self.all_flags(side)),
+        }
+
     def regions(self) -> list[Region]:
         """Return the outlines as regions, to be exported, corrected and given again."""
         name = f"slice {self.number}"
@@ -120,6 +134,33 @@ class Outlined:
     side: Side
     redness: Redness | None
     notes: list[str]
+
+
+def slices_of(regions: Sequence[Region], flags: Mapping[int, Sequence[str]]) -> list[OutlinedSlice]:
+    """Return the slices that `OutlinedSlice.regions` made outlines of.
+
+    Parameters
+    ----------
+    flags : slice number -> flags
+        As `OutlinedSlice.all_flags` told them; those that areas make are made anew.
+
+    Raises
+    ------
+    RegionError
+        If an outline is missing.
+    """
+    by_name = {region.name: region.geometry for region in regions}
+    made = []
+    for number, told in flags.items():
+        name = f"slice {number}"
+        halves = {half: by_name.get(f"{name} {half}") for half in ("ipsilateral", "contralateral")}
+        line, drawn = by_name.get(f"{name} midline"), None not in halves.values()
+        if name not in by_name or (line is None and not drawn):
+            raise RegionError(f"the outlines of slice {number} are not whole.", "Measure the study again.")
+        lesion = by_name.get(f"{name} lesion", shapely.Polygon())
+        own = tuple(flag for flag in told if flag == BY_SYMMETRY)
+        made.append(OutlinedSlice(number, by_name[name], lesion, line, halves if drawn else None, own))
+    return made
 
 
 def outlined(

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
+import shapely
+
 from histoquant.errors import InputError
 
 CALL, ACCEPT, DELETE, ADD, UNDO, UNBLIND = ACTIONS = ("call", "accept", "delete", "add", "undo", "unblind")
@@ -21,7 +23,7 @@ back, or reveal the names of slides, animals and groups."""
 
 ABOUT_OBJECTS = (CALL, ACCEPT, DELETE, ADD)
 
-CELL, SPINE = "cell", "spine"
+CELL, SPINE, LESION = "cell", "spine", "lesion"
 """Kinds of objects that are reviewed; cells unless said otherwise."""
 
 Value = bool | str | None
@@ -58,6 +60,8 @@ class Edit:
         Whose call it is.
     old, new : bool, str or None
         The class before and after.
+    outline : str
+        Of a lesion that was drawn anew: its polygons as WKT, (x, y) in um.
     why : str
         The reviewer's words.
     blinded : bool
@@ -88,6 +92,7 @@ class Edit:
     marker: str = ""
     old: Value = None
     new: Value = None
+    outline: str = ""
     why: str = ""
     blinded: bool = False
     undoes: str = ""
@@ -114,6 +119,8 @@ class Edit:
             yield f"'{self.action}' needs a slide_id, y_um and x_um"
         if self.action == CALL and (not self.marker or self.new is None):
             yield "'call' needs a marker and a new value"
+        if self.outline and not _is_ground(self.outline):
+            yield "its outline is no valid polygon"
         if (self.action == UNDO) != bool(self.undoes):
             yield "'undo', and nothing else, names the edit it takes back"
         try:
@@ -177,8 +184,14 @@ class Edit:
         return cls(**told)
 
 
+def _is_ground(wkt: str) -> bool:
+    """Return whether a text is a valid polygon or several, or nothing at all."""
+    geometry = shapely.from_wkt(wkt, on_invalid="ignore")
+    return geometry is not None and geometry.geom_type in ("Polygon", "MultiPolygon") and bool(geometry.is_valid)
+
+
 _NUMBER = (int, float, type(None))
-_TEXTS = ("id", "at", "who", "slide_id", "action", "kind", "region", "marker", "why", "undoes", "measured")
+_TEXTS = ("id", "at", "who", "slide_id", "action", "kind", "region", "marker", "outline", "why", "undoes", "measured")
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(_TEXTS, str),
     **dict.fromkeys(("y_um", "x_um", "z_um", "area_um2"), _NUMBER),

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
-from histoquant.model.tables import ENDPOINT_GROUPS, records
+from histoquant.model.tables import ENDPOINT_GROUPS, Schema, records
 from histoquant.report.charts import dots_chart
 from histoquant.report.effects import arrive, effects, left_out
 from histoquant.report.gallery import THUMBNAIL_PX, picture_of
 from histoquant.report.markup import Html, box, bullets, folded, frame_table, html
 from histoquant.report.page import Report, contents, section, whole_page
 from histoquant.report.paper import Album
-from histoquant.report.run import Run, read_table
+from histoquant.report.run import Run, corrections_summary, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,3 +111,23 @@ def cards(run: Run, table: pd.DataFrame, say: Callable[[pd.DataFrame], str], alt
         group = own["group"].iloc[0] if len(own) else ""
         figures.append(f'<figure data-group="{html(group)}">{picture}<figcaption>{caption}</figcaption></figure>\n')
     return Html(f'<div class="slides">\n{"".join(figures)}</div>\n')
+
+
+def corrected_animals(run: Run, name: str, schema: Schema, counted: list[str]) -> dict[str, tuple[pd.DataFrame, int]]:
+    """Return the animals as they were measured, and beside it as reviewers left them; nothing without a review.
+
+    Parameters
+    ----------
+    name : str
+        Of the table in the folder of the review.
+    counted : list of str
+        Columns that are shown.
+    """
+    summary = corrections_summary(run.root)
+    if not summary:
+        return {}
+    keys = ["animal", "group"]
+    after = read_table(run.root / "review" / f"{name}.csv", schema)
+    both = run.by_animal[keys + counted].merge(after[keys + counted], on=keys, suffixes=("", "_corrected"))
+    who = ", ".join(one["who"] for one in summary["reviewers"])
+    return {f"Corrected by hand ({who}; {summary['n_unmatched']} edits unmatched)": (both, 2)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from histoquant.model.tables import INFARCT_SLICES
-from histoquant.report.animals_page import animals_page, cards, groups_figure, groups_of
+from histoquant.model.tables import INFARCT, INFARCT_SLICES
+from histoquant.report.animals_page import animals_page, cards, corrected_animals, groups_figure, groups_of
 from histoquant.report.markup import Html, paragraph
 from histoquant.report.methods import statistics_text
 from histoquant.report.page import Report
@@ -52,7 +52,12 @@ def render_infarct(root: Path) -> Report:
         album,
         ("Volumes", groups_figure(run, columns, LABELS, region="brain", label=label, album=album)),
         ("Slices", cards(run, slices, _line, "outlines, midlines and infarcts")),
-        tables={"Animals": (run.by_animal, 2), "Groups by endpoint": (groups_of(run), 2), "Slices": (slices, 4)},
+        tables={
+            "Animals": (run.by_animal, 2),
+            **corrected_animals(run, "infarct", INFARCT, [primary, "swelling_percent"]),
+            "Groups by endpoint": (groups_of(run), 2),
+            "Slices": (slices, 4),
+        },
         methods=infarct_methods(run),
     )
 

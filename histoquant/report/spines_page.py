@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histoquant.model.tables import DENDRITES, SPINE_ANIMALS, SPINES
-from histoquant.report.animals_page import animals_page, cards, groups_figure, groups_of
+from histoquant.report.animals_page import animals_page, cards, corrected_animals, groups_figure, groups_of
 from histoquant.report.effects import MEASURES
 from histoquant.report.markup import Html, paragraph
 from histoquant.report.methods import statistics_text
 from histoquant.report.page import Report
 from histoquant.report.paper import Album
-from histoquant.report.run import Run, corrections_summary, read_run, read_table
+from histoquant.report.run import Run, read_run, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,25 +47,13 @@ def render_spines(root: Path) -> Report:
         ("Stacks", note + cards(run, dendrites, _line, "traces and spines, projected")),
         tables={
             "Animals": (run.by_animal, 2),
-            **_corrected(run),
+            **corrected_animals(run, "animals", SPINE_ANIMALS, ["n_spines", "spines_per_10um"]),
             "Groups by endpoint": (groups_of(run), 2),
             "Dendrites": (dendrites[[name for name in dendrites if name not in ("region", "hidden_factor")]], 3),
             "Classes of spines by stack": (classes, 2),
         },
         methods=spines_methods(run),
     )
-
-
-def _corrected(run: Run) -> dict[str, tuple[pd.DataFrame, int]]:
-    """Return the animals as they were counted, and beside it as reviewers left them; nothing without a review."""
-    summary = corrections_summary(run.root)
-    if not summary:
-        return {}
-    keys, counted = ["animal", "group"], ["n_spines", "spines_per_10um"]
-    after = read_table(run.root / "review" / "animals.csv", SPINE_ANIMALS)
-    both = run.by_animal[keys + counted].merge(after[keys + counted], on=keys, suffixes=("", "_corrected"))
-    who = ", ".join(one["who"] for one in summary["reviewers"])
-    return {f"Corrected by hand ({who}; {summary['n_unmatched']} edits unmatched)": (both, 2)}
 
 
 def _line(dendrites: pd.DataFrame) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 
 from histoquant.analysis.review import CLASS
 from histoquant.analysis.spine_rules import CLASSES
-from histoquant.model.edit import ACCEPT, ADD, CALL, CELL, DELETE, SPINE, Edit, Value
+from histoquant.corrected_infarct import FOUND, REDRAWN
+from histoquant.model.edit import ACCEPT, ADD, CALL, CELL, DELETE, LESION, SPINE, Edit, Value
 from histoquant.model.panel import Marker, Panel
 from histoquant.model.spine_settings import SpineSettings
 
@@ -81,7 +82,7 @@ class Objects:
     Attributes
     ----------
     kind : str
-        What they are: ``cell`` or ``spine``.
+        What they are: ``cell``, ``spine`` or ``lesion``.
     yx_um : (n, 2) float64
     z_um : (n,) float64
         NaN where objects have no depth.
@@ -168,6 +169,20 @@ class Objects:
             automatic={CLASS: np.array([classes.index(name) for name in named], dtype=np.int8)},
             share={CLASS: spines["score"].to_numpy(dtype=float) / settings.min_score},
             table={name: spines[column].to_numpy() for name, column in columns.items()},
+        )
+
+    @classmethod
+    def of_slices(cls, slices: pd.DataFrame) -> Objects:
+        """Return the lesions of a picture, one for each slice, as `PictureResults.objects` lists them."""
+        n = len(slices)
+        return cls(
+            LESION,
+            slices[["y_um", "x_um"]].to_numpy(dtype=float),
+            slices["region"].to_numpy(dtype=object),
+            choices={CLASS: (FOUND, REDRAWN)},
+            automatic={CLASS: np.zeros(n, dtype=np.int8)},
+            share={CLASS: np.full(n, np.nan)},
+            table={"area_um2": slices["area_um2"].to_numpy(), "label": slices["cell_id"].to_numpy()},
         )
 
     def __len__(self) -> int:

@@ -213,8 +213,11 @@ class ReviewLayers:
         found = objects.within(*corners, marker, MOST_POINTS)
         self.n_left_out = objects.n_within(*corners) - len(found)
         self._drawn = corners
-        colours = _colours(objects, marker, found)
         points = self._points
+        if not len(found):
+            points.data = np.empty((0, 2))  # napari warns of colours for nothing
+            return
+        colours = _colours(objects, marker, found)
         # Of data that changes the viewer works out its extent anew, which takes longer than all the rest and is that of
         # the slide in any case. The canvas is told once, by the colours that come last.
         with points.events.data.blocker(), points.events.set_data.blocker(), points.events.border_color.blocker():

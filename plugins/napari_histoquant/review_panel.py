@@ -276,6 +276,7 @@ class ReviewPanel(QWidget):
                 session.names.veiled(str(objects.region[index])),
                 "deleted" if objects.gone[index] else called,
                 *([f"{share:.2f} x threshold"] if np.isfinite(share) else []),
+                *here.told(index),
                 *(["looked at"] if objects.reviewed[selection.marker][index] else []),
             ]
             self.about.setText(" · ".join(told))

@@ -18,10 +18,12 @@ from qtpy.QtWidgets import (
 
 from histoquant.errors import HistoquantError, InputError
 from histoquant.model.edit import Value
+from napari_histoquant.lesion_layer import LesionLayer
 from napari_histoquant.review_layers import ReviewLayers, rendered
 from napari_histoquant.review_panel import ReviewPanel
 from napari_histoquant.review_start import StartPage, UnblindDialog
 from napari_histoquant.reviewing import Session
+from napari_histoquant.subjects import OpenPicture
 from napari_histoquant.view import camera_of
 
 if TYPE_CHECKING:
@@ -33,9 +35,12 @@ CANVAS_AFTER_MS = 40
 """The panel shows the next object at once. The canvas follows when keys pause for so long: where there is no graphics
 card it takes 0.1 s to draw, and whoever decides on crops need not wait for it."""
 
+DRAWN_AFTER_MS = 600
+"""What was drawn is an edit when the mouse has rested for so long, or anything else is done."""
+
 
 class ReviewWidget(QWidget):
-    """Review the cells or spines of a run, one after the other.
+    """Review the cells, spines or lesions of a run, one after the other.
 
     Parameters
     ----------
@@ -65,6 +70,11 @@ class ReviewWidget(QWidget):
         self.wait_for_canvas.setSingleShot(True)
         self.wait_for_canvas.setInterval(CANVAS_AFTER_MS)
         self.wait_for_canvas.timeout.connect(self.show_on_canvas)
+        self.lesion = LesionLayer(napari_viewer, lambda: self.wait_for_drawing.start())
+        self.wait_for_drawing = QTimer(self)
+        self.wait_for_drawing.setSingleShot(True)
+        self.wait_for_drawing.setInterval(DRAWN_AFTER_MS)
+        self.wait_for_drawing.timeout.connect(self.keep_drawing)
         camera_of(napari_viewer).events.connect(self._on_camera)
         napari_viewer.mouse_double_click_callbacks.append(self._on_double_click)
 
@@ -118,12 +128,14 @@ class ReviewWidget(QWidget):
         return True
 
     def close_review(self) -> None:
-        """End the sitting; everything is in the journal already."""
+        """End the sitting; everything is in the journal already, or is put there now."""
+        self._drawing_first()
         for shortcut in self._shortcuts:
             shortcut.setParent(None)
         self._shortcuts = []
         self.wait_for_canvas.stop()
         self.layers.clear()
+        self.lesion.clear()
         if self.session is not None:
             self.session.close()
         self.session = None
@@ -161,7 +173,20 @@ class ReviewWidget(QWidget):
         self.panel.tell("")
         return True
 
+    def keep_drawing(self) -> None:
+        """Record the outline of the lesion that is looked at, when it was drawn anew."""
+        self.wait_for_drawing.stop()
+        lesion = self.lesion.drawn()
+        if lesion is not None and self._guarded(lambda session: session.redraw(lesion)):
+            self._refresh()
+
+    def _drawing_first(self) -> None:
+        """Keep what was drawn before anything else is done: it belongs to the object that is left."""
+        if self.wait_for_drawing.isActive():
+            self.keep_drawing()
+
     def _turn_to(self, shown: str) -> bool:
+        self._drawing_first()
         done = self._guarded(lambda session: session.open(shown, self.panel.selection(session)))
         if done:
             self._show_slide()
@@ -173,6 +198,7 @@ class ReviewWidget(QWidget):
             return
         names = [session.names.veiled(name) for name in session.here.pixels.channels]
         self.layers.show(session.here, names, session.channel, regions=session.outlines)
+        self.lesion.clear()
         self.viewer.title = f"{TITLE} · {session.shown}"
         self.layers.first_view(session.here)
         self.panel.show_slide(session)
@@ -181,10 +207,12 @@ class ReviewWidget(QWidget):
         self._focus()
 
     def _select(self) -> None:
+        self._drawing_first()
         if self._guarded(lambda session: session.select(self.panel.selection(session))):
             self._refresh()
 
     def _do(self, what: str, *told: Value) -> None:
+        self._drawing_first()
         before = self.session.here if self.session is not None else None
         words = [self.panel.take_why()] if what in ("accept", "flip", "call", "delete") else []
         self._guarded(lambda session: getattr(session, what)(*told, *words))
@@ -205,6 +233,7 @@ class ReviewWidget(QWidget):
         self._refresh()
 
     def _step(self, by: int) -> None:
+        self._drawing_first()
         if self.session is not None and self.session.queue is not None:
             self.session.queue.step(by)
             self._refresh()
@@ -226,10 +255,11 @@ class ReviewWidget(QWidget):
         if session is None or session.here is None or session.queue is None:
             return
         here, current = session.here, session.queue.current
-        if current is None:
+        crop = None if current is None else here.crop(current)
+        if crop is None:
             self.panel.show_crops([], [])
         else:
-            crop, names = here.crop(current), here.crop_names
+            names = here.crop_names
             zoom = self.panel.zoom_for(len(crop.inside), len(names))
             limits = self.layers.limits()
             pictures = rendered(
@@ -249,7 +279,10 @@ class ReviewWidget(QWidget):
         session = self.session
         if session is None or session.here is None or session.queue is None:
             return
-        self.layers.look_at(session.here.objects, session.queue.current, session.queue.selection.marker)
+        current = session.queue.current
+        self.layers.look_at(session.here.objects, current, session.queue.selection.marker)
+        if isinstance(session.here, OpenPicture) and current is not None:
+            self.lesion.show(session.here.lesion(current))
         self.panel.show_left_out(self.layers.n_left_out)
         self._read_ahead()
 

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 
+from histoquant.corrected_infarct import REDRAWN
 from histoquant.errors import InputError
 from histoquant.inputs import restated_inputs
 from histoquant.journal import Journal
-from histoquant.model.edit import ACCEPT, ADD, CALL, DELETE, Edit, Value
+from histoquant.model.edit import ACCEPT, ADD, CALL, DELETE, LESION, Edit, Value
+from histoquant.model.geometry import Geometry
 from histoquant.model.region import SLIDE
 from histoquant.model.region_set import Region
 from histoquant.report.run import read_run
 from napari_histoquant.names import Names
 from napari_histoquant.queue import ALL, EVERYWHERE, Queue, Selection, class_name
-from napari_histoquant.subjects import OpenSlide, markers_of, opened
+from napari_histoquant.subjects import OpenPicture, OpenSlide, markers_of, opened
+
+OUTLINE_DIGITS, OUTLINE_UM = 3, 0.01
+"""Outlines are kept to so many digits of a um; those that differ by less are the same."""
 
 
 class Session:
@@ -206,12 +212,34 @@ class Session:
         """Say that the current object is none, and go on."""
         return self._decide(DELETE, why)
 
+    def redraw(self, lesion: Geometry) -> int | None:
+        """Keep the outline of the current lesion as it was drawn, (x, y) in um; nothing when it is that already."""
+        here, current = self.here, None if self.queue is None else self.queue.current
+        if not isinstance(here, OpenPicture) or current is None or self.queue is None:
+            return None
+        if shapely.equals_exact(here.lesion(current).normalize(), lesion.normalize(), tolerance=OUTLINE_UM):
+            return None
+        marker = self.queue.selection.marker
+        edit = self.journal.record(
+            here.slide_id,
+            CALL,
+            **self._told_of(current),
+            marker=marker,
+            old=here.objects.called(current, marker),
+            new=REDRAWN,
+            outline=shapely.to_wkt(lesion, rounding_precision=OUTLINE_DIGITS),
+        )
+        self._put(current, edit)
+        return current
+
     def _decide(self, action: str, why: str, called: Value = None) -> int | None:
         if self.here is None or self.queue is None or self.queue.current is None:
             return None
         index, objects, marker = self.queue.current, self.here.objects, self.queue.selection.marker
         if not objects.was_there(index):
             return None
+        if objects.kind == LESION and called == REDRAWN:
+            raise InputError("A lesion is drawn on the canvas.", "Change its outline in the layer 'lesion'.")
         old = objects.called(index, marker)
         new = {ACCEPT: old, CALL: called, DELETE: None}[action]
         edit = self.journal.record(

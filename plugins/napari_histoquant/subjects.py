@@ -1,12 +1,12 @@
-"""What is reviewed of a run: the cells of its slides, or the spines of its stacks. One of them, opened.
+"""What is reviewed of a run: cells of slides, spines of stacks, or lesions of brain slices. One of them, opened.
 
-A session, its panel and its layers treat both alike: objects with a place, a class and a region, and pictures of them.
+A session, its panel and its layers treat all alike: objects with a place, a class and a region, and pictures of them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +15,9 @@ import numpy as np
 
 from histoquant.analysis.review import CLASS
 from histoquant.corrected import SlideResults, read_slide
+from histoquant.corrected_infarct import PictureResults, lesion_after, read_picture, redrawn
+from histoquant.errors import InputError
+from histoquant.model.geometry import Geometry
 from histoquant.model.panel import bound, called_markers, channel_of
 from histoquant.model.recipe import Recipe, Segment
 from histoquant.model.slide import Slide
@@ -58,7 +61,7 @@ class OpenSlide(ABC):
 
     Parameters
     ----------
-    results : SlideResults or StackResults
+    results : SlideResults, StackResults or PictureResults
         What the run folder holds of it, under its true name, which is not to be shown while the review is blind.
     pixels : Slide
     segment : Segment
@@ -82,7 +85,7 @@ class OpenSlide(ABC):
 
     def __init__(
         self,
-        results: SlideResults | StackResults,
+        results: SlideResults | StackResults | PictureResults,
         pixels: Slide,
         segment: Segment,
         objects: Objects,
@@ -115,8 +118,12 @@ class OpenSlide(ABC):
         """What the pictures of a crop are called."""
 
     @abstractmethod
-    def crop(self, index: int) -> Crop:
-        """Return the crop of an object."""
+    def crop(self, index: int) -> Crop | None:
+        """Return the crop of an object; None where the canvas shows all there is to see."""
+
+    def told(self, index: int) -> list[str]:
+        """Return what else there is to say of an object."""
+        return []
 
     @abstractmethod
     def seen_at(self, y_um: float, x_um: float) -> tuple[str, float | None]:
@@ -229,9 +236,65 @@ class OpenStack(OpenSlide):
         return name, self._crops.depth_um(y_um, x_um, depth, self.results.settings.reach_um)
 
 
+class OpenPicture(OpenSlide):
+    """A picture of brain slices with the lesion of each, which is drawn anew on the canvas."""
+
+    sizes = Sizes(point=400.0, ring=1200.0, first_view=22_000.0, pick=4000.0, simpler=5.0)
+    results: PictureResults
+
+    def __init__(self, run: Run, row: StudySlide, shown: str | None) -> None:
+        results = read_picture(run.root, row.slide_id)
+        pixels = _pixels(row, results.pixel_size_um, shown)
+        # A photograph in colour is shown as it is, on whatever ground slices lie.
+        pixels = replace(pixels, brightfield=len(pixels.channels) == 3)
+        super().__init__(results, pixels, Segment(), Objects.of_slices(results.objects), {})
+
+    def channel(self, marker: str) -> int:
+        """Return 0: there is one picture."""
+        return 0
+
+    @property
+    def crop_channels(self) -> tuple[int, ...]:
+        """Nothing; a slice fills the canvas."""
+        return ()
+
+    @property
+    def crop_names(self) -> list[str]:
+        """Nothing; a slice fills the canvas."""
+        return []
+
+    def crop(self, index: int) -> Crop | None:
+        """Return None: a slice fills the canvas."""
+        return None
+
+    def lesion(self, index: int) -> Geometry:
+        """Return the outline of a lesion as it is now, (x, y) in um; empty where there is none."""
+        lesion: Geometry | None = None
+        for edit in self.objects.edits_of(index):
+            lesion = lesion_after(edit, lesion)
+        one = self.results.slices[index]
+        return one.lesion if lesion is None else redrawn(one, lesion).lesion
+
+    def told(self, index: int) -> list[str]:
+        """Return the area of the lesion in its hemisphere, now and as it was found."""
+        one, side = self.results.slices[index], self.results.side
+        found, now = one.areas(side).infarct, redrawn(one, self.lesion(index)).areas(side).infarct
+        return [f"{now:.2f} mm²" if abs(now - found) < 0.005 else f"{now:.2f} mm², found {found:.2f} mm²"]
+
+    def seen_at(self, y_um: float, x_um: float) -> tuple[str, float | None]:
+        """Refuse: every slice has a lesion already, be it an empty one."""
+        raise InputError("A lesion is drawn, not added.", "Draw it on its slice with the tools of the layer 'lesion'.")
+
+
 def markers_of(run: Run) -> list[str]:
-    """Return what can be reviewed of a run: markers that were called, or the class of its spines."""
-    return [CLASS] if run.recipe.spines is not None else called_markers(run.recipe.panel)
+    """Return what can be reviewed of a run: markers that were called, or the one class of its spines and lesions."""
+    return called_markers(run.recipe.panel) if _kind(run) is OpenCells else [CLASS]
+
+
+def _kind(run: Run) -> Callable[[Run, StudySlide, str | None], OpenSlide]:
+    if run.recipe.infarct is not None:
+        return OpenPicture
+    return OpenCells if run.recipe.spines is None else OpenStack
 
 
 def opened(run: Run, row: StudySlide, shown: str | None) -> OpenSlide:
@@ -247,7 +310,7 @@ def opened(run: Run, row: StudySlide, shown: str | None) -> OpenSlide:
     HistoquantError
         If its files cannot be read.
     """
-    return (OpenCells if run.recipe.spines is None else OpenStack)(run, row, shown)
+    return _kind(run)(run, row, shown)
 
 
 def _pixels(row: StudySlide, pixel_size_um: float, shown: str | None) -> Slide:

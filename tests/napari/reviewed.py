@@ -3,8 +3,9 @@
 from functools import cache
 
 from histoquant.batch import run_study
+from histoquant.infarct import run_infarct
 from histoquant.inputs import KINDS, load
-from histoquant.phantom import DendritePlan, make_dendrites
+from histoquant.phantom import DendritePlan, TtcPlan, make_dendrites, make_ttc_phantom
 from histoquant.spine_study import run_spines
 from tests.conftest import RECIPE, make_scene, write_geojson, write_slide
 
@@ -44,4 +45,26 @@ def spines_in(base, assay="spines"):
     (folder / "study.csv").write_text(sheet, encoding="utf-8")
     checked = load(folder / "study.csv", folder / "recipe.toml", kinds=KINDS)
     assert not run_spines(checked, folder / "results", workers=2).failures
+    return folder / "results"
+
+
+@cache
+def infarcts_in(base):
+    """Make a study of two photographs of brain slices below a folder, run it, and return the run folder."""
+    folder = base / "reviewed_infarcts"
+    make_ttc_phantom(folder, TtcPlan(animals=1, pixel_size_um=90.0, seed=3))
+    (folder / "slides").rename(folder / "Ibexfolder")
+    rows = ["slide,animal,group,section,hemisphere,pixel_size_um,litter"]
+    for path, name, animal, group in zip(
+        sorted((folder / "Ibexfolder").iterdir()),
+        ("Tapirlabel_7", "Narwhallabel_3"),
+        ("Axolotl", "Okapi"),
+        ("Quagga", "Dugong"),
+        strict=True,
+    ):
+        path.rename(path.with_stem(name))
+        rows.append(f"Ibexfolder/{name}{path.suffix},{animal},{group},1,right,90,Zorilla")
+    (folder / "study.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    checked = load(folder / "study.csv", folder / "recipe.toml", kinds=KINDS)
+    assert not run_infarct(checked, folder / "results").failures
     return folder / "results"

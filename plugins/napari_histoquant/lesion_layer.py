@@ -1,0 +1,82 @@
+"""The layer in which the lesion of a brain slice is drawn anew with napari's own tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import shapely
+from napari.layers import Shapes
+
+from histoquant.drawing import colours_of
+from histoquant.model.geometry import Geometry, ground
+from histoquant.model.region_set import Region
+from napari_histoquant.shapes import UnfinishedError, regions_in, shapes_of
+from napari_histoquant.view import camera_of, fit_lines
+
+if TYPE_CHECKING:
+    import napari
+
+LESION = "lesion"
+LINE_PX = 2.5
+
+
+class LesionLayer:
+    """The lesion that is looked at.
+
+    Parameters
+    ----------
+    changed : callable
+        Called when a person changed the shapes.
+    """
+
+    def __init__(self, viewer: napari.Viewer, changed: Callable[[], None]) -> None:
+        self._viewer, self._changed = viewer, changed
+        self._layer: Shapes | None = None
+        self._before: list[Region] = []
+        self._follows = False
+
+    def show(self, lesion: Geometry) -> None:
+        """Show an outline, (x, y) in um, to be changed; nothing happens when it is what is there."""
+        if self._layer is None:
+            self._layer = Shapes(name=LESION, units=("um", "um"), ndim=2)
+            self._viewer.add_layer(self._layer)
+            self._layer.events.data.connect(lambda event: self._told())
+        elif lesion.equals(self._drawn()):
+            return
+        self._follows = False
+        self._before = [] if lesion.is_empty else [Region(LESION, lesion)]
+        shapes = shapes_of(self._before, colours_of([LESION]))
+        self._layer.selected_data = set()
+        self._layer.data = []
+        if shapes.data:
+            self._layer.add(shapes.data, shape_type=shapes.settings["shape_type"])
+            self._layer.features = shapes.settings["features"]
+            self._layer.edge_color, self._layer.face_color = shapes.settings["edge_color"], "transparent"
+        fit_lines(self._layer, LINE_PX / max(float(camera_of(self._viewer).zoom), 1e-9))
+        self._follows = True
+
+    def _told(self) -> None:
+        if self._follows:
+            self._changed()
+
+    def drawn(self) -> Geometry | None:
+        """Return what is drawn now, (x, y) in um, shapes joined; None while a shape is being drawn."""
+        try:
+            return self._drawn()
+        except UnfinishedError:
+            return None
+
+    def _drawn(self) -> Geometry:
+        if self._layer is None or not len(self._layer.data):
+            return shapely.Polygon()
+        layer = self._layer
+        regions, _ = regions_in(layer.data, layer.shape_type, layer.features, self._before)
+        areas = [shapely.make_valid(region.geometry) for region in regions if not region.is_line]
+        return ground(shapely.union_all(areas)) if areas else shapely.Polygon()
+
+    def clear(self) -> None:
+        """Take the layer away."""
+        if self._layer is not None and self._layer in self._viewer.layers:
+            self._viewer.layers.remove(self._layer)
+        self._layer, self._before, self._follows = None, [], False

@@ -1,0 +1,123 @@
+"""A review of lesions: drawn anew on the canvas, kept as they are drawn, counted as the replay counts them."""
+
+import shutil
+
+import numpy as np
+import pytest
+import shapely
+from napari_histoquant.launch import open_review
+from napari_histoquant.lesion_layer import LESION
+from napari_histoquant.reviewing import Session
+from qtpy.QtCore import Qt
+
+from histoquant.analysis.review import CLASS
+from histoquant.corrected_infarct import REDRAWN, write_corrected_infarct
+from histoquant.errors import InputError
+from histoquant.journal import read_journal
+from tests.napari.reviewed import SECRETS, infarcts_in
+from tests.napari.seen import found_in, press
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return infarcts_in(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def root(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "results")
+
+
+def disc(here, index, radius_um=800.0):
+    """Return a lesion in the hemisphere with the lesion of a slice."""
+    return here.results.slices[index].sides(here.results.side)[0].representative_point().buffer(radius_um)
+
+
+def test_a_redrawn_lesion_is_what_the_tables_count(root):
+    with Session(root, "Anna") as session:
+        session.open(session.slides[0])
+        here, slide = session.here, session.here.slide_id
+        assert (here.objects.kind, session.markers) == ("lesion", [CLASS])
+        assert here.objects.region.tolist() == [f"slice {n}" for n in range(1, len(here.objects) + 1)]
+        index, lesion = session.queue.current, disc(here, session.queue.current)
+        assert session.redraw(here.lesion(index)) is None  # nothing was changed
+        assert session.redraw(lesion) == index
+        assert session.redraw(lesion) is None
+        assert session.queue.current == index  # one goes on drawing
+        assert here.objects.called(index, CLASS) == REDRAWN
+        area = shapely.intersection(here.lesion(index), here.results.slices[index].sides(here.results.side)[0]).area
+        assert here.told(index)[0].startswith(f"{area / 1e6:.2f} mm²")
+        with pytest.raises(InputError, match="drawn on the canvas"):
+            session.call(REDRAWN)
+        with pytest.raises(InputError, match="drawn, not added"):
+            session.add(100.0, 100.0)
+        session.queue.step(1)
+        deleted = session.delete()
+        slices = write_corrected_infarct(root).infarct_slices
+        own = slices[slices["slide_id"] == slide]["infarct_mm2"].tolist()
+        assert own[index] == pytest.approx(area / 1e6, abs=1e-4)
+        assert own[deleted] == 0
+        shown = session.shown
+    again = Session(root, "Anna")
+    again.open(shown)
+    assert again.here.lesion(index).symmetric_difference(here.lesion(index)).area < 1.0
+    assert again.here.lesion(deleted).is_empty
+    again.undo()
+    again.undo()
+    assert again.here.lesion(index).equals(again.here.results.slices[index].lesion)
+    again.redo()
+    assert again.here.objects.called(index, CLASS) == REDRAWN
+    again.flip()  # as it was found
+    assert again.here.lesion(index).equals(again.here.results.slices[index].lesion)
+    again.close()
+
+
+@pytest.fixture
+def review(make_napari_viewer, root):
+    widget = open_review(make_napari_viewer(show=True), root, "Anna")
+    widget.window().activateWindow()
+    yield widget
+    widget.close_review()
+
+
+def edits(widget):
+    return read_journal(widget.session.journal.path).edits
+
+
+def test_what_is_drawn_is_kept_when_the_mouse_rests_or_anything_else_is_done(review, qtbot):
+    here, index = review.session.here, review.session.queue.current
+    layer = review.viewer.layers[LESION]
+    assert len(layer.data) == len(shapely.get_parts(here.lesion(index)))
+    ring = np.asarray(disc(here, index).exterior.coords)[:-1, ::-1]
+    layer.data = []
+    layer.add([ring], shape_type="polygon")
+    qtbot.waitUntil(lambda: len(edits(review)) == 1, timeout=5000)
+    (edit,) = edits(review)
+    assert (edit.action, edit.new, edit.region) == ("call", REDRAWN, here.objects.region[index])
+    assert shapely.from_wkt(edit.outline).area == pytest.approx(disc(here, index).area, rel=1e-3)
+    assert "mm², found" in review.panel.about.text()
+    # a corner is moved, and the next key comes at once: the edit belongs to the lesion that is left
+    moved = [layer.data[0] + [300.0, 0.0]]
+    layer.data = moved
+    assert review.wait_for_drawing.isActive()
+    press(review, Qt.Key.Key_Right)
+    assert len(edits(review)) == 2
+    assert edits(review)[-1].region == here.objects.region[index]
+    assert review.session.queue.current != index
+    now = review.session.here.lesion(review.session.queue.current)
+    assert review.lesion.drawn().symmetric_difference(now).area < 1.0
+    press(review, Qt.Key.Key_U)
+    assert review.session.queue.current == index
+    assert review.lesion.drawn().symmetric_difference(disc(here, index)).area < 1e3
+    assert not review.wait_for_drawing.isActive()  # what the review shows is not drawn by a person
+    press(review, Qt.Key.Key_D)
+    press(review, Qt.Key.Key_Left)
+    assert len(review.viewer.layers[LESION].data) == 0
+
+
+def test_nothing_tells_which_animal_a_brain_is_of(review, root):
+    for shown in review.session.slides:
+        review._turn_to(shown)
+        press(review, Qt.Key.Key_A, Qt.Key.Key_D, Qt.Key.Key_U)
+        assert found_in(review.viewer, (*SECRETS, str(root))) == []
+    assert review.panel._shown == []
