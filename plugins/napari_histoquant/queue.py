@@ -43,8 +43,9 @@ def class_name(value: Value) -> str:
     return {True: "positive", False: "negative", None: ""}[value]
 
 
-ROW_UM = 100.0
-"""Height of the strips that are gone through from left to right when objects come up by their place."""
+ROW_UM = {CELL: 100.0, SPINE: 5.0, LESION: 8000.0}
+"""Height of the strips that are gone through from left to right when objects come up by their place; of lesions rather
+less than from one row of slices to the next."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ class Objects:
             rng = np.random.default_rng(selection.seed)
             return found[rng.permutation(len(found))[: selection.sample]]
         y, x = self.yx_um[found].T
-        by_place = np.lexsort((found, x, np.floor(y / ROW_UM)))
+        by_place = np.lexsort((found, x, np.floor(y / ROW_UM[self.kind])))
         if selection.order == PLACE:
             return found[by_place]
         distance = np.abs(self.share[selection.marker][found] - 1)

@@ -213,10 +213,22 @@ class Session:
         return self._decide(DELETE, why)
 
     def redraw(self, lesion: Geometry) -> int | None:
-        """Keep the outline of the current lesion as it was drawn, (x, y) in um; nothing when it is that already."""
+        """Keep the outline of the current lesion as it was drawn, (x, y) in um; nothing when it is that already.
+
+        Raises
+        ------
+        InputError
+            If most of it does not lie on the slice that is looked at.
+        """
         here, current = self.here, None if self.queue is None else self.queue.current
         if not isinstance(here, OpenPicture) or current is None or self.queue is None:
             return None
+        tissue = here.results.slices[current].tissue
+        if not lesion.is_empty and shapely.intersection(lesion, tissue).area < 0.5 * lesion.area:
+            raise InputError(
+                "What is drawn lies on another slice than the one that is looked at.",
+                "Double-click that slice first, then draw its lesion.",
+            )
         if shapely.equals_exact(here.lesion(current).normalize(), lesion.normalize(), tolerance=OUTLINE_UM):
             return None
         marker = self.queue.selection.marker

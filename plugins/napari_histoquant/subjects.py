@@ -239,7 +239,7 @@ class OpenStack(OpenSlide):
 class OpenPicture(OpenSlide):
     """A picture of brain slices with the lesion of each, which is drawn anew on the canvas."""
 
-    sizes = Sizes(point=400.0, ring=1200.0, first_view=22_000.0, pick=4000.0, simpler=5.0)
+    sizes = Sizes(point=400.0, ring=1200.0, first_view=28_000.0, pick=4000.0, simpler=5.0)
     results: PictureResults
 
     def __init__(self, run: Run, row: StudySlide, shown: str | None) -> None:

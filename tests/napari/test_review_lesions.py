@@ -51,6 +51,8 @@ def test_a_redrawn_lesion_is_what_the_tables_count(root):
             session.call(REDRAWN)
         with pytest.raises(InputError, match="drawn, not added"):
             session.add(100.0, 100.0)
+        with pytest.raises(InputError, match="lies on another slice"):
+            session.redraw(disc(here, (index + 1) % len(here.objects)))
         session.queue.step(1)
         deleted = session.delete()
         slices = write_corrected_infarct(root).infarct_slices
