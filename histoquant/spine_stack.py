@@ -198,19 +198,17 @@ def _strip(one: arbor.Found, row: Any, classes: Any) -> dict[str, Any]:
     """Return a dendrite drawn straight, seen from above, and the spines on it."""
     import pandas as pd
 
-    straight = one.scene.straight
-    near = np.abs(straight.w_um) <= 2.0
-    fine = straight.step_um[1]
+    shaft = one.shaft
     return {
         "name": f"{row.dendrite_id}   {row.length_um:.1f} µm   {row.n_spines} spines   "
         f"{row.spines_per_10um:.2f} per 10 µm",
-        "picture": one.scene.smooth[:, :, near].max(axis=2).T,
-        "step_um": straight.step_um,
-        "start_um": one.scene.start_um,
+        "picture": shaft.picture,
+        "step_um": shaft.step_um,
+        "start_um": shaft.start_um,
         "spots": pd.DataFrame(
             {
-                "s_um": one.spots.suw[:, 0] * straight.step_um[0] - one.scene.start_um,
-                "u_um": (one.spots.suw[:, 1] - straight.light.shape[1] // 2) * fine,
+                "s_um": one.spots.suw[:, 0] * shaft.step_um[0] - shaft.start_um,
+                "u_um": shaft.aside_um(one.spots.suw),
                 "class": classes.to_numpy(),
             }
         ),

@@ -90,9 +90,9 @@ def test_a_line_without_depth_finds_it():
 
 def test_tubularity_does_not_depend_on_strips(monkeypatch):
     stack = tube([line(10, 35)])
-    whole = tubes.tubularity(stack, (0.3, 0.9))
+    whole = tubes.tubularity(tubes.Coarse.of(stack), (0.3, 0.9))
     monkeypatch.setattr(tubes, "STRIP_VOXELS", 22 * 150 * 17)
-    assert_array_equal(tubes.tubularity(stack, (0.3, 0.9)), whole)
+    assert_array_equal(tubes.tubularity(tubes.Coarse.of(stack), (0.3, 0.9)), whole)
     middle = tuple(np.rint(line(10, 35).mean(axis=0) / VOXEL).astype(int))
     assert whole[middle] > 20 * np.median(whole[whole > 0])
 

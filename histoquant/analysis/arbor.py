@@ -33,20 +33,56 @@ SHORT_UM = 0.8
 """Shorter paths have no sides to look at."""
 
 
+BESIDE_AXIS_UM = 2.0
+"""Planes so near to the axis are seen in the picture of a straight dendrite."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shaft:
+    """What is kept of a dendrite drawn straight when its spines are known: all scenes of a large stack take gigabytes.
+
+    Attributes
+    ----------
+    picture : (u, s) float32
+        The brightest of the planes near the axis, seen from above.
+    step_um : (float, float)
+        Spacing along s and u.
+    start_um : float
+        Where on the s axis the dendrite begins.
+    radius_um : (s,) float
+    """
+
+    picture: NDArray[np.float32]
+    step_um: tuple[float, float]
+    start_um: float
+    radius_um: Points
+
+    @classmethod
+    def of(cls, scene: Scene) -> Shaft:
+        """Return what is kept of a scene."""
+        near = np.abs(scene.straight.w_um) <= BESIDE_AXIS_UM
+        picture = np.ascontiguousarray(scene.smooth[:, :, near].max(axis=2).T)
+        return cls(picture, scene.straight.step_um[:2], scene.start_um, scene.radius_um)
+
+    def aside_um(self, suw: Points) -> Points:
+        """Return how far to the side of the axis, with their sign, places of the straight picture lie."""
+        return np.asarray((suw[:, 1] - len(self.picture) // 2) * self.step_um[1])
+
+
 @dataclass(frozen=True, eq=False)
 class Found:
     """The spines of one dendrite.
 
     Attributes
     ----------
-    scene : Scene
+    shaft : Shaft
     spots : Candidates
         Those that are spines.
     shapes : Shapes
     score : (n,) float
     """
 
-    scene: Scene
+    shaft: Shaft
     spots: Candidates
     shapes: Shapes
     score: Points
@@ -54,7 +90,7 @@ class Found:
     def take(self, keep: NDArray[Any]) -> Found:
         """Return some of them."""
         return Found(
-            self.scene,
+            self.shaft,
             _taken(self.spots, keep),
             Shapes(**{k: v[keep] for k, v in vars(self.shapes).items()}),
             self.score[keep],
@@ -105,7 +141,7 @@ def find_spines(
         sure = sure[_apart(scene, _taken(spots, sure), score[sure])]
         spots, score = _taken(spots, sure), score[sure]
         on = spine_rules.on_segment(spots.position_um, scene.length_um)
-        found.append(Found(scene, spots, shapes_of(scene, spots), score).take(on))
+        found.append(Found(Shaft.of(scene), spots, shapes_of(scene, spots), score).take(on))
     return _one_owner(found, branches, others)
 
 
@@ -168,7 +204,7 @@ def _one_owner(found: list[Found | None], branches: Sequence[Branch], others: Se
 
 
 def _radius_of(found: Found | None) -> float:
-    return 0.3 if found is None else float(np.median(found.scene.radius_um))
+    return 0.3 if found is None else float(np.median(found.shaft.radius_um))
 
 
 def tables_of(
@@ -218,7 +254,7 @@ def tables_of(
         n = len(kept)
         dendrites.append({
             **whose, "dendrite_id": names[number], "order": branch.order or pd.NA, "length_um": length,
-            "mean_diameter_um": float("nan") if one is None else 2 * float(one.scene.radius_um.mean()),
+            "mean_diameter_um": float("nan") if one is None else 2 * float(one.shaft.radius_um.mean()),
             "n_spines": n, "spines_per_10um": spine_rules.density_per_10um(n, length), "flags": ";".join(own),
             "tree": int(tree[number]), "parent": names[branch.parent] if branch.parent >= 0 else "",
             "included": included, "included_length_um": max(length - ends, 0.0) if included else 0.0,
@@ -252,17 +288,15 @@ def _spine_row(one: Found, i: int, settings: SpineSettings, stretch: float) -> d
 
 def _in_shadow(one: Found) -> NDArray[np.bool_]:
     """Return which heads lie over or under the shaft, where the halo along z hides most of their like."""
-    fine = one.scene.straight.step_um[1]
-    aside = np.abs(one.spots.suw[:, 1] - one.scene.straight.light.shape[1] // 2) * fine
-    radius = one.scene.radius_um[np.clip(one.spots.suw[:, 0].astype(int), 0, len(one.scene.radius_um) - 1)]
-    return np.asarray(aside < radius)
+    radius = one.shaft.radius_um[np.clip(one.spots.suw[:, 0].astype(int), 0, len(one.shaft.radius_um) - 1)]
+    return np.asarray(np.abs(one.shaft.aside_um(one.spots.suw)) < radius)
 
 
 def _hidden(one: Found | None, settings: SpineSettings) -> float:
     """Return the correction for hidden spines, from the means of a dendrite; NaN when not asked for or not defined."""
     if settings.hidden == "none" or one is None or not len(one.spots):
         return float("nan")
-    radius = float(one.scene.radius_um.mean())
+    radius = float(one.shaft.radius_um.mean())
     length, head = float(np.median(one.shapes.length_um)), float(np.median(one.shapes.head_um))
     if not (math.isfinite(head) and head < length):
         return float("nan")

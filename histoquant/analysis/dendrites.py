@@ -14,21 +14,14 @@ from scipy.spatial import cKDTree
 
 from histoquant.analysis.paths import Points, along_um, branch_orders, foot_of, length_um, smooth_path
 from histoquant.analysis.ridge import Stack, on_ridge
-from histoquant.analysis.tubes import coarse, tubularity
+from histoquant.analysis.tube_voxels import SMEAR, TubeVoxels, tube_voxels
+from histoquant.analysis.tubes import Coarse, tubularity
 
 RIDGE_REACH_UM = 0.6
-BESIDE_UM, BESIDE_SHARE = 0.75, 0.4
-"""What answers less than this share of the best within this distance is the flank of that, or a spine on it."""
-
 LEAST_EXTENT_UM = 1.5
 COVER_UM = 1.0
 """What lies within this distance of a line belongs to it: shafts are up to 2 um thick."""
 
-SMEAR = 3.0
-"""Times further that the halo of a bright shaft reaches along z than in the plane. Depth is
-divided by it where the question is whether something is part of a shaft: what runs over and under one is no branch."""
-
-SURER, LEAST_OF_BRIGHTEST = 2.0, 0.02
 GHOST_UM, GHOST_RATIO, GHOST_SHARE = 8.0, 2.0, 0.6
 """A line is a ghost when a line this many times brighter lies over or under this share of it, so near in depth."""
 
@@ -106,16 +99,18 @@ def trace(stack: Stack, how: Tracing) -> list[Branch]:
         Trees one after the other, roots first. The root of a tree is its thickest end, as nothing else is known of
         where the soma lies. Empty when there is no dendrite.
     """
-    small, _ = coarse(stack)
-    answer = tubularity(small, how.radii_um)
-    mask = _tubes(answer, how.contrast, small.voxel_um)
-    voxels, pairs = _centre_lines(mask, answer, small.voxel_um, how.spur_um)
+    small = Coarse.of(stack)
+    tubes = tube_voxels(tubularity(small, how.radii_um), how.contrast, small.voxel_um)
+    points = tubes.voxels * np.array(small.voxel_um)
+    pairs = _centre_lines(tubes, points, how.spur_um)
     if not len(pairs):
         return []
     # A coarse pixel's centre lies half a block further than its first fine one's.
     shift = np.array([0.0, 0.5, 0.5]) * (np.array(small.voxel_um) - np.array(stack.voxel_um))
-    points = voxels * np.array(small.voxel_um)
-    thickness = ndimage.gaussian_filter(small.light, (0, 1, 1))[tuple(voxels.T)]
+    thickness = np.zeros(len(points), dtype=np.float32)
+    for z in np.unique(tubes.voxels[:, 0]):
+        here = tubes.voxels[:, 0] == z
+        thickness[here] = ndimage.gaussian_filter(small.plane(int(z)), 1)[tuple(tubes.voxels[here, 1:].T)]
     chains = _without_ghosts(points, _joined(points, pairs, how), thickness, how.spur_um)
     branches: list[Branch] = []
     for tree in _trees(chains, points, thickness):
@@ -134,47 +129,18 @@ def trace(stack: Stack, how: Tracing) -> list[Branch]:
     return branches
 
 
-def _tubes(answer: NDArray[np.float32], contrast: float, voxel_um: Sequence[float]) -> NDArray[np.bool_]:
-    """Return what answers as a tube: above a low threshold, connected to something surer, and not beside a better."""
-    every = answer.ravel()[:: max(1, answer.size // 4_000_000)]
-    if not every.any():
-        return np.zeros(answer.shape, dtype=bool)
-    # Of noise alone, two voxels in five answer at all, and the 80th percentile is 0.73 of their robust deviation
-    # (measured on stacks of dendrites); a ground of zeros has none.
-    noise = float(np.percentile(every, 80)) / 0.73
-    low = max(contrast * noise, LEAST_OF_BRIGHTEST * float(np.percentile(every[every > 0], 99.9)))
-    mask = answer > BESIDE_SHARE * _best_beside(answer, voxel_um)
-    mask &= answer > low
-    labels, n = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    sure = np.zeros(n + 1, dtype=bool)
-    sure[np.unique(labels[answer > SURER * low])] = True
-    sure &= np.bincount(labels.ravel(), minlength=n + 1) >= 12
-    sure[0] = False
-    return np.asarray(sure[labels])
-
-
-def _best_beside(answer: NDArray[np.float32], voxel_um: Sequence[float]) -> NDArray[np.float32]:
-    """Return the best answer near each voxel, further along z as light is smeared there."""
-    reach = (BESIDE_UM * SMEAR, BESIDE_UM, BESIDE_UM)
-    size = [1 if n == 1 else 2 * round(r / v) + 1 for n, r, v in zip(answer.shape, reach, voxel_um, strict=True)]
-    return np.asarray(ndimage.maximum_filter(answer, size=size))
-
-
-def _centre_lines(
-    mask: NDArray[np.bool_], answer: NDArray[np.float32], voxel_um: Sequence[float], spur_um: float
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the centre lines of all objects: the voxels of the mask, (n, 3), and pairs of them that follow each other.
+def _centre_lines(tubes: TubeVoxels, points: Points, spur_um: float) -> NDArray[np.intp]:
+    """Return the centre lines of all objects, as pairs of voxels that follow each other.
 
     From one end of an object the cheapest ways lead to all its voxels, cheap where the answer is best (Sato et al.
     2000, TEASAR). The farthest voxel's way is the first line and covers what lies beside it; so on with the rest.
     """
-    voxels = np.argwhere(mask)
-    if not len(voxels):
-        return voxels, np.empty((0, 2), dtype=np.intp)
-    points = voxels * np.asarray(voxel_um)
-    best = _best_beside(answer, voxel_um)[mask]
-    cost = (best / answer[mask]).astype(np.float64) ** 3
-    graph = _neighbours(mask, voxels, points, cost)
+    if not len(points):
+        return np.empty((0, 2), dtype=np.intp)
+    cost = (tubes.best / tubes.answer).astype(np.float64) ** 3
+    row, column = tubes.pairs.T
+    price = np.linalg.norm(points[row] - points[column], axis=1) * (cost[row] + cost[column]) / 2
+    graph = sparse.csr_array((price, (row, column)), shape=(len(points), len(points)))
     n_objects, of = csgraph.connected_components(graph, directed=False)
     extent = np.zeros(n_objects)
     for axis in range(3):
@@ -191,24 +157,7 @@ def _centre_lines(
         first = csgraph.dijkstra(own, directed=False, indices=int(np.argmin(points[members].sum(axis=1))))
         far, back = csgraph.dijkstra(own, directed=False, indices=int(np.argmax(first)), return_predecessors=True)
         pairs += [members[line] for line in _lines(points[members], far, back, spur_um)]
-    return voxels, np.concatenate(pairs) if pairs else np.empty((0, 2), dtype=np.intp)
-
-
-def _neighbours(mask: NDArray[np.bool_], voxels: NDArray[np.intp], points: Points, cost: Points) -> sparse.csr_array:
-    """Return what a step between neighbouring voxels of a mask costs."""
-    number = np.full(np.array(mask.shape) + 2, -1, dtype=np.int32)
-    number[1:-1, 1:-1, 1:-1][mask] = np.arange(len(voxels))
-    rows, columns = [], []
-    for dz, dy, dx in np.ndindex(2, 3, 3):
-        step = (dz, dy - 1, dx - 1)
-        if step <= (0, 0, 0):
-            continue
-        other = number[tuple((voxels + 1 + step).T)]
-        rows.append(np.flatnonzero(other >= 0))
-        columns.append(other[other >= 0])
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    price = np.linalg.norm(points[row] - points[column], axis=1) * (cost[row] + cost[column]) / 2
-    return sparse.csr_array((price, (row, column)), shape=(len(voxels), len(voxels)))
+    return np.concatenate(pairs) if pairs else np.empty((0, 2), dtype=np.intp)
 
 
 def _lines(points: Points, far: Points, back: NDArray[np.int32], spur_um: float) -> list[NDArray[np.intp]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,22 +25,45 @@ STRIP_VOXELS = 6_000_000
 """Voxels worked on at a time, so that memory does not grow with the stack."""
 
 
-def coarse(stack: Stack) -> tuple[Stack, int]:
-    """Return a stack in means of k x k pixels of about `COARSE_UM`, and k."""
-    k = max(1, int(COARSE_UM / stack.voxel_um[1] + 1e-6))
-    if k == 1:
-        return Stack(stack.light.astype(np.float32) - np.float32(stack.ground), stack.voxel_um), 1
-    planes, height, width = stack.light.shape
-    height, width = height // k * k, width // k * k
-    light = np.empty((planes, height // k, width // k), dtype=np.float32)
-    for z in range(planes):
-        cut = stack.light[z, :height, :width].reshape(height // k, k, width // k, k)
-        light[z] = cut.mean(axis=(1, 3), dtype=np.float32)
-    light -= np.float32(stack.ground)
-    return Stack(light, (stack.voxel_um[0], stack.voxel_um[1] * k, stack.voxel_um[2] * k)), k
+@dataclass(frozen=True, eq=False)
+class Coarse:
+    """A stack in means of k x k pixels of about `COARSE_UM`, above the ground, made as it is asked for.
+
+    Whole it would be a second copy of a large stack.
+
+    Attributes
+    ----------
+    voxel_um : (z, y, x)
+        Of the coarse voxels.
+    shape : (planes, height, width)
+    """
+
+    stack: Stack
+    k: int
+    voxel_um: tuple[float, float, float]
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, stack: Stack) -> Coarse:
+        """Return a stack as it is searched for dendrites."""
+        k = max(1, int(COARSE_UM / stack.voxel_um[1] + 1e-6))
+        planes, height, width = stack.light.shape
+        z, y, x = stack.voxel_um
+        return cls(stack, k, (z, y * k, x * k), (planes, height // k, width // k))
+
+    def rows(self, first: int, end: int) -> Stack:
+        """Return some rows of all planes."""
+        return Stack(np.stack([self.plane(z, first, end) for z in range(self.shape[0])]), self.voxel_um)
+
+    def plane(self, z: int, first: int = 0, end: int | None = None) -> NDArray[np.float32]:
+        """Return a plane, or some rows of it."""
+        k, (_, height, width) = self.k, self.shape
+        fine = self.stack.light[z, first * k : k * (height if end is None else end), : k * width]
+        means = fine.reshape(fine.shape[0] // k, k, width, k).mean(axis=(1, 3), dtype=np.float32)
+        return np.asarray(means - np.float32(self.stack.ground), dtype=np.float32)
 
 
-def tubularity(stack: Stack, radii_um: Sequence[float]) -> NDArray[np.float32]:
+def tubularity(stack: Coarse, radii_um: Sequence[float]) -> NDArray[np.float32]:
     """Return how much each voxel looks like the middle of a bright tube, the best over some radii; 0 where not at all.
 
     It is computed in strips with a halo, and is the same for any height of the strips.
@@ -53,19 +77,23 @@ def tubularity(stack: Stack, radii_um: Sequence[float]) -> NDArray[np.float32]:
     -------
     (z, y, x) float32, in units of light
     """
-    found = np.zeros(stack.light.shape, dtype=np.float32)
-    planes, height, width = stack.light.shape
+    found = np.zeros(stack.shape, dtype=np.float32)
+    height = stack.shape[1]
     sigmas = [radius / np.sqrt(2) for radius in radii_um]
     halo = int(np.ceil(4 * max(sigmas) / stack.voxel_um[1])) + 2
-    rows = max(16, STRIP_VOXELS // (planes * width))
-    for y0 in range(0, height, rows):
-        top, bottom = max(0, y0 - halo), min(height, y0 + rows + halo)
-        part = Stack(stack.light[:, top:bottom], stack.voxel_um)
-        here = slice(y0 - top, min(y0 + rows, height) - top)
+    for y0, y1 in strips(stack.shape):
+        top, bottom = max(0, y0 - halo), min(height, y1 + halo)
+        part, here = stack.rows(top, bottom), slice(y0 - top, y1 - top)
         for sigma in sigmas:
-            answer = _tube_answer(part, sigma)[:, here]
-            np.maximum(found[:, y0 : y0 + rows], answer, out=found[:, y0 : y0 + rows])
+            np.maximum(found[:, y0:y1], _tube_answer(part, sigma)[:, here], out=found[:, y0:y1])
     return found
+
+
+def strips(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return the rows, first and end, of strips of about `STRIP_VOXELS` of a stack of a shape."""
+    planes, height, width = shape
+    rows = max(16, STRIP_VOXELS // (planes * width))
+    return [(first, min(first + rows, height)) for first in range(0, height, rows)]
 
 
 def _tube_answer(stack: Stack, sigma_um: float) -> NDArray[np.float32]:
