@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from histoquant import __version__, store
 from histoquant.analysis import review
@@ -148,13 +148,20 @@ class Corrections:
 
     def summary(self) -> dict[str, Any]:
         """Return who reviewed what, and what came of it, for JSON."""
-        return {
-            "histoquant": __version__,
-            "reviewers": [told_of(journal) for journal in self.journals],
-            "slides": list(self.cells),
-            "n_unmatched": len(self.unmatched),
-            "n_disagreements": len(self.disagreements),
-        }
+        return summary_of(self.journals, list(self.cells), self.unmatched, self.disagreements)
+
+
+def summary_of(
+    journals: Sequence[Written], slides: list[str], unmatched: pd.DataFrame, disagreements: pd.DataFrame
+) -> dict[str, Any]:
+    """Return who reviewed what, and what came of it, for JSON."""
+    return {
+        "histoquant": __version__,
+        "reviewers": [told_of(journal) for journal in journals],
+        "slides": slides,
+        "n_unmatched": len(unmatched),
+        "n_disagreements": len(disagreements),
+    }
 
 
 def told_of(journal: Written) -> dict[str, Any]:
@@ -186,7 +193,7 @@ def correct(run: Run, journals: Sequence[Written]) -> Corrections:
 
     edits = all_edits(journals)
     cells: dict[str, pd.DataFrame] = {}
-    regions, beside, unmatched, disagreements = [], [], [_elsewhere(edits, run)], []
+    regions, beside, unmatched, disagreements = [], [], [elsewhere(edits, set(run.regions["slide_id"]), CELL)], []
     automatic = run.regions.drop(columns=list(CORRECTED), errors="ignore")
     for slide, rows in automatic.groupby("slide_id", sort=False):
         about = [edit for edit in edits if edit.slide_id == slide]
@@ -224,14 +231,13 @@ def _stacked(parts: Sequence[pd.DataFrame], nothing: pd.DataFrame) -> pd.DataFra
     return pd.concat(parts).sort_index(kind="stable") if parts else nothing
 
 
-def _elsewhere(edits: Sequence[Edit], run: Run) -> pd.DataFrame:
-    """Return the edits about slides and kinds of objects that these results do not have."""
-    held = set(run.regions["slide_id"])
+def elsewhere(edits: Sequence[Edit], held: Collection[str], kind: str) -> pd.DataFrame:
+    """Return the edits about slides, and about kinds of objects, that some results do not hold."""
     standing = in_effect(edits)
     lost = [
         (edit, f"slide '{edit.slide_id}' is not in these results") for edit in standing if edit.slide_id not in held
     ]
-    other = [edit for edit in standing if edit.slide_id in held and edit.kind != CELL]
+    other = [edit for edit in standing if edit.slide_id in held and edit.kind != kind]
     return review.listed([*lost, *((edit, f"these results hold no {edit.kind}s") for edit in other)])
 
 
@@ -245,6 +251,55 @@ def _animals(run: Run, counted: pd.DataFrame) -> pd.DataFrame:
     for name in RATES:
         animals.loc[known, name] = again[name].reindex(where[known]).to_numpy()
     return animals
+
+
+def forget(folder: Path, tables: Iterable[str]) -> None:
+    """Remove what an earlier replay wrote into the folder of a review and no journal bears out any more."""
+    for name in (*(f"{table}.csv" for table in tables), "review.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+class Replayable(Protocol):
+    """What the journals of a run come to: tables by the names they are written under."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return who reviewed what, and what came of it, for JSON."""
+        ...
+
+
+Found = TypeVar("Found", bound=Replayable)
+
+
+def write_replayed(
+    root: Path, tables: Iterable[str], correct: Callable[[Run, Sequence[Written]], Found]
+) -> Found | None:
+    """Write what the journals of a finished run make of its tables; None when nobody reviewed it.
+
+    What an earlier replay wrote and no journal bears out any more is removed.
+
+    Parameters
+    ----------
+    tables : iterable of str
+        Attributes of what ``correct`` returns, each written as NAME.csv.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no finished run.
+    FormatError, Faults
+        If journals are damaged.
+    StoreError
+        If it cannot be written.
+    """
+    folder, journals = root / FOLDER, read_journals(root)
+    if not journals:
+        forget(folder, tables)
+        return None
+    found = correct(read_run(root), journals)
+    for name in tables:
+        store.write_csv(folder / f"{name}.csv", getattr(found, name))
+    store.write_json(folder / "review.json", found.summary())
+    return found
 
 
 def write_corrected(root: Path) -> Corrections | None:
@@ -270,8 +325,7 @@ def write_corrected(root: Path) -> Corrections | None:
     text = read_text(beside)
     text = text[[name for name in text.columns if name not in CORRECTED]]
     if not journals:
-        for name in (*(f"{table}.csv" for table in TABLES), "review.json"):
-            (folder / name).unlink(missing_ok=True)
+        forget(folder, TABLES)
         store.write_csv(beside, text, make_folder=False)
         return None
     found = correct(run, journals)

@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import shapely
 
-from histoquant import __version__, store
+from histoquant import store
 from histoquant.analysis import review
 from histoquant.analysis.infarct_animals import animal_table
 from histoquant.analysis.review import CLASS, Replayed
 from histoquant.analysis.slice_outlines import OutlinedSlice, slices_of
 from histoquant.analysis.ttc import Side
-from histoquant.corrected import told_of
+from histoquant.corrected import elsewhere, summary_of, write_replayed
 from histoquant.errors import InputError, RegionError
 from histoquant.inputs import restated_inputs
-from histoquant.journal import FOLDER, Written, all_edits, read_journals
-from histoquant.model.edit import CALL, DELETE, LESION, Edit, in_effect
+from histoquant.journal import Written, all_edits
+from histoquant.model.edit import CALL, DELETE, LESION, Edit
 from histoquant.model.region_set import Region
 from histoquant.model.tables import DISAGREEMENTS, INFARCT_SLICES, empty, shaped
 from histoquant.readers.outlines import read_outlines
-from histoquant.report.run import Run, read_run, read_table
+from histoquant.report.run import Run, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,13 +180,7 @@ class InfarctCorrections:
 
     def summary(self) -> dict[str, Any]:
         """Return who reviewed what, and what came of it, for JSON."""
-        return {
-            "histoquant": __version__,
-            "reviewers": [told_of(journal) for journal in self.journals],
-            "slides": self.slides,
-            "n_unmatched": len(self.unmatched),
-            "n_disagreements": len(self.disagreements),
-        }
+        return summary_of(self.journals, self.slides, self.unmatched, self.disagreements)
 
 
 def correct_infarct(run: Run, journals: Sequence[Written]) -> InfarctCorrections:
@@ -201,7 +195,12 @@ def correct_infarct(run: Run, journals: Sequence[Written]) -> InfarctCorrections
 
     edits = all_edits(journals)
     automatic = read_table(run.root / "tables" / "infarct_slices.csv", INFARCT_SLICES)
-    parts, unmatched, disagreements, reviewed = [], [_elsewhere(edits, run)], [empty(_DISAGREEMENTS)], []
+    parts, unmatched, disagreements, reviewed = (
+        [],
+        [elsewhere(edits, run.provenance, LESION)],
+        [empty(_DISAGREEMENTS)],
+        [],
+    )
     for slide, rows in automatic.groupby("slide_id", sort=False):
         about = [edit for edit in edits if edit.slide_id == slide and edit.kind == LESION]
         if about:
@@ -228,17 +227,6 @@ def correct_infarct(run: Run, journals: Sequence[Written]) -> InfarctCorrections
     )
 
 
-def _elsewhere(edits: Sequence[Edit], run: Run) -> pd.DataFrame:
-    """Return the edits about pictures and kinds of objects that these results do not have."""
-    rows = []
-    for edit in in_effect(edits):
-        if edit.slide_id not in run.provenance:
-            rows.append((edit, f"slide '{edit.slide_id}' is not in these results"))
-        elif edit.kind != LESION:
-            rows.append((edit, f"these results hold no {edit.kind}s"))
-    return review.listed(rows)
-
-
 def _animals(run: Run, slices: pd.DataFrame) -> pd.DataFrame:
     """Return the animals table with corrected numbers; animals that miss a picture stay without."""
     assert run.recipe.infarct is not None
@@ -248,26 +236,5 @@ def _animals(run: Run, slices: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_corrected_infarct(root: Path) -> InfarctCorrections | None:
-    """Write what the journals of a finished run of infarcts make of its tables; None when nobody reviewed it.
-
-    What an earlier replay wrote and no journal bears out any more is removed.
-
-    Raises
-    ------
-    InputError
-        If the folder holds no finished run.
-    FormatError, Faults
-        If journals are damaged.
-    StoreError
-        If it cannot be written.
-    """
-    folder, journals = root / FOLDER, read_journals(root)
-    if not journals:
-        for name in (*(f"{table}.csv" for table in TABLES), "review.json"):
-            (folder / name).unlink(missing_ok=True)
-        return None
-    found = correct_infarct(read_run(root), journals)
-    for name in TABLES:
-        store.write_csv(folder / f"{name}.csv", getattr(found, name))
-    store.write_json(folder / "review.json", found.summary())
-    return found
+    """Write what the journals of a finished run of infarcts make of its tables, as `write_replayed` does."""
+    return write_replayed(root, TABLES, correct_infarct)

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histoquant import __version__, store
 from histoquant.analysis import review
 from histoquant.analysis.review import Replayed
 from histoquant.analysis.spine_animals import animal_table
 from histoquant.analysis.spine_rules import density_per_10um
-from histoquant.corrected import told_of
+from histoquant.corrected import elsewhere, summary_of, write_replayed
 from histoquant.inputs import restated_inputs
-from histoquant.journal import FOLDER, Written, all_edits, read_journals
-from histoquant.model.edit import ADD, SPINE, Edit, in_effect
+from histoquant.journal import Written, all_edits
+from histoquant.model.edit import ADD, SPINE, Edit
 from histoquant.model.tables import DENDRITES, DISAGREEMENTS, SPINES, empty, records, shaped
-from histoquant.report.run import Run, read_run, read_table
+from histoquant.report.run import Run, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,13 +64,7 @@ class SpineCorrections:
 
     def summary(self) -> dict[str, Any]:
         """Return who reviewed what, and what came of it, for JSON."""
-        return {
-            "histoquant": __version__,
-            "reviewers": [told_of(journal) for journal in self.journals],
-            "slides": self.slides,
-            "n_unmatched": len(self.unmatched),
-            "n_disagreements": len(self.disagreements),
-        }
+        return summary_of(self.journals, self.slides, self.unmatched, self.disagreements)
 
 
 def replay_spines(
@@ -158,7 +151,12 @@ def correct_spines(run: Run, journals: Sequence[Written]) -> SpineCorrections:
     )
     settings = run.recipe.spines
     everywhere = settings is None or settings.from_fork_um == 0
-    parts, unmatched, disagreements, reviewed = [], [_elsewhere(edits, run)], [empty(_DISAGREEMENTS)], []
+    parts, unmatched, disagreements, reviewed = (
+        [],
+        [elsewhere(edits, run.provenance, SPINE)],
+        [empty(_DISAGREEMENTS)],
+        [],
+    )
     for slide, told in run.provenance.items():
         about = [edit for edit in edits if edit.slide_id == slide]
         own = spines[spines["slide_id"] == slide]
@@ -185,17 +183,6 @@ def correct_spines(run: Run, journals: Sequence[Written]) -> SpineCorrections:
 _DISAGREEMENTS = {"slide_id": "str"} | DISAGREEMENTS
 
 
-def _elsewhere(edits: Sequence[Edit], run: Run) -> pd.DataFrame:
-    """Return the edits about stacks and kinds of objects that these results do not have."""
-    rows = []
-    for edit in in_effect(edits):
-        if edit.slide_id not in run.provenance:
-            rows.append((edit, f"slide '{edit.slide_id}' is not in these results"))
-        elif edit.kind != SPINE:
-            rows.append((edit, f"these results hold no {edit.kind}s"))
-    return review.listed(rows)
-
-
 def _animals(run: Run, dendrites: pd.DataFrame, spines: pd.DataFrame) -> pd.DataFrame:
     """Return the animals table with corrected numbers; animals that miss a stack stay without."""
     rows = restated_inputs(run.state).taken
@@ -205,26 +192,5 @@ def _animals(run: Run, dendrites: pd.DataFrame, spines: pd.DataFrame) -> pd.Data
 
 
 def write_corrected_spines(root: Path) -> SpineCorrections | None:
-    """Write what the journals of a finished run of spines make of its tables; None when nobody reviewed it.
-
-    What an earlier replay wrote and no journal bears out any more is removed.
-
-    Raises
-    ------
-    InputError
-        If the folder holds no finished run.
-    FormatError, Faults
-        If journals are damaged.
-    StoreError
-        If it cannot be written.
-    """
-    folder, journals = root / FOLDER, read_journals(root)
-    if not journals:
-        for name in (*(f"{table}.csv" for table in TABLES), "review.json"):
-            (folder / name).unlink(missing_ok=True)
-        return None
-    found = correct_spines(read_run(root), journals)
-    for name in TABLES:
-        store.write_csv(folder / f"{name}.csv", getattr(found, name))
-    store.write_json(folder / "review.json", found.summary())
-    return found
+    """Write what the journals of a finished run of spines make of its tables, as `write_replayed` does."""
+    return write_replayed(root, TABLES, correct_spines)
