@@ -36,9 +36,27 @@ class LesionLayer:
         self._before: list[Region] = []
         self._follows = False
 
+    @property
+    def in_hand(self) -> bool:
+        """Whether a tool is in hand with which a double click ends an outline."""
+        active = self._viewer.layers.selection.active
+        return self._layer is not None and active is self._layer and str(active.mode).startswith("add_")
+
+    @property
+    def begun(self) -> bool:
+        """Whether a shape is begun and not ended; napari has no public name for it."""
+        return self._layer is not None and bool(self._layer._is_creating)
+
+    def end(self) -> None:
+        """End the shape that is begun, as Esc does; one of fewer than three corners is dropped."""
+        if self._layer is not None and self.begun:
+            self._layer._finish_drawing()  # another mode would end it too, but keep the corner that follows the mouse
+
     def show(self, lesion: Geometry) -> None:
-        """Show an outline, (x, y) in um, to be changed; nothing happens when it is what is there."""
-        if self._layer is None:
+        """Show an outline, (x, y) in um, to be changed; nothing happens when it is what is there, or one is begun."""
+        if self.begun:
+            return
+        if self._layer is None or self._layer not in self._viewer.layers:
             self._layer = Shapes(name=LESION, units=("um", "um"), ndim=2)
             self._viewer.add_layer(self._layer)
             self._layer.events.data.connect(lambda event: self._told())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import (
+    QApplication,
     QFileDialog,
     QSizePolicy,
     QStackedWidget,
@@ -74,7 +75,7 @@ class ReviewWidget(QWidget):
         self.wait_for_drawing = QTimer(self)
         self.wait_for_drawing.setSingleShot(True)
         self.wait_for_drawing.setInterval(DRAWN_AFTER_MS)
-        self.wait_for_drawing.timeout.connect(self.keep_drawing)
+        self.wait_for_drawing.timeout.connect(self._when_still)
         camera_of(napari_viewer).events.connect(self._on_camera)
         napari_viewer.mouse_double_click_callbacks.append(self._on_double_click)
 
@@ -162,6 +163,10 @@ class ReviewWidget(QWidget):
     # What the reviewer does
 
     def _guarded(self, work: Callable[[Session], object]) -> bool:
+        """Do something with the session, and say whether that was done; what was drawn is kept before."""
+        return self._drawing_first() and self._told(work)
+
+    def _told(self, work: Callable[[Session], object]) -> bool:
         """Do something with the session; an error is told in one sentence that gives no name away."""
         if self.session is None:
             return False
@@ -173,23 +178,39 @@ class ReviewWidget(QWidget):
         self.panel.tell("")
         return True
 
-    def keep_drawing(self) -> None:
-        """Record the outline of the lesion that is looked at, when it was drawn anew."""
-        self.wait_for_drawing.stop()
-        lesion = self.lesion.drawn()
-        if lesion is not None and self._guarded(lambda session: session.redraw(lesion)):
-            self._refresh()
-
-    def _drawing_first(self) -> None:
-        """Keep what was drawn before anything else is done: it belongs to the object that is left."""
-        if self.wait_for_drawing.isActive():
+    def _when_still(self) -> None:
+        """Keep what was drawn once no button of the mouse is held; what is begun tells when it is ended."""
+        if QApplication.mouseButtons() != Qt.MouseButton.NoButton:
+            self.wait_for_drawing.start()
+        elif not self.lesion.begun:
             self.keep_drawing()
 
+    def keep_drawing(self) -> bool:
+        """Record the outline of the lesion that is looked at, when it was drawn anew, and say whether all is well."""
+        self.wait_for_drawing.stop()
+        lesion = self.lesion.drawn()
+        if lesion is None:
+            return True
+        kept = self._told(lambda session: session.redraw(lesion))
+        if kept:
+            self._refresh()
+        return kept
+
+    def _drawing_first(self) -> bool:
+        """Keep what was drawn before anything else is done: it belongs to the object that is left.
+
+        Where it cannot be kept, that is told, and false returned: nothing else is to be done, so that the reviewer sees
+        it. The next time it is given up.
+        """
+        self.lesion.end()
+        return self.keep_drawing() if self.wait_for_drawing.isActive() else True
+
     def _turn_to(self, shown: str) -> bool:
-        self._drawing_first()
         done = self._guarded(lambda session: session.open(shown, self.panel.selection(session)))
         if done:
             self._show_slide()
+        elif self.session is not None:
+            self.panel.slide.setCurrentText(self.session.shown)
         return done
 
     def _show_slide(self) -> None:
@@ -207,12 +228,12 @@ class ReviewWidget(QWidget):
         self._focus()
 
     def _select(self) -> None:
-        self._drawing_first()
         if self._guarded(lambda session: session.select(self.panel.selection(session))):
             self._refresh()
 
     def _do(self, what: str, *told: Value) -> None:
-        self._drawing_first()
+        if not self._drawing_first():
+            return
         before = self.session.here if self.session is not None else None
         words = [self.panel.take_why()] if what in ("accept", "flip", "call", "delete") else []
         self._guarded(lambda session: getattr(session, what)(*told, *words))
@@ -228,19 +249,19 @@ class ReviewWidget(QWidget):
         if not session.here.holds(y, x):
             self.panel.tell(f"Point at the {session.here.objects.kind} to add: the mouse is not on the slide.")
             return
+        if not self._drawing_first():
+            return
         why = self.panel.take_why()
         self._guarded(lambda session: session.add(y, x, why))
         self._refresh()
 
     def _step(self, by: int) -> None:
-        self._drawing_first()
-        if self.session is not None and self.session.queue is not None:
-            self.session.queue.step(by)
+        if self._guarded(lambda session: session.queue is not None and session.queue.step(by)):
             self._refresh()
 
     def unblind(self) -> None:
         """Show the true names, when the reviewer confirms and says why."""
-        if self.session is None or not self.session.blinded:
+        if self.session is None or not self.session.blinded or not self._drawing_first():
             return
         dialog = UnblindDialog(self)
         if dialog.exec():
@@ -309,12 +330,11 @@ class ReviewWidget(QWidget):
             self.panel.show_left_out(self.layers.n_left_out)
 
     def _on_double_click(self, viewer: napari.Viewer, event: object) -> None:
-        """Turn to the object that was clicked."""
+        """Turn to the object that was clicked, unless a drawing tool is in hand: then an outline ends."""
         session = self.session
-        if session is None or session.here is None or session.queue is None:
+        if session is None or session.here is None or session.queue is None or self.lesion.in_hand:
             return
         y, x = (float(part) for part in viewer.cursor.position[-2:])
         index = session.here.objects.nearest(y, x, session.here.sizes.pick)
-        if index is not None:
-            session.queue.go_to(index)
+        if index is not None and self._guarded(lambda session: session.queue and session.queue.go_to(index)):
             self._refresh()

@@ -227,7 +227,7 @@ class Session:
         if not lesion.is_empty and shapely.intersection(lesion, tissue).area < 0.5 * lesion.area:
             raise InputError(
                 "What is drawn lies on another slice than the one that is looked at.",
-                "Double-click that slice first, then draw its lesion.",
+                "Turn to that slice first, then draw its lesion.",
             )
         if shapely.equals_exact(here.lesion(current).normalize(), lesion.normalize(), tolerance=OUTLINE_UM):
             return None

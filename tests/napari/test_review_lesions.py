@@ -8,7 +8,8 @@ import shapely
 from napari_histoquant.launch import open_review
 from napari_histoquant.lesion_layer import LESION
 from napari_histoquant.reviewing import Session
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtTest import QTest
 
 from histoquant.analysis.review import CLASS
 from histoquant.corrected_infarct import REDRAWN, write_corrected_infarct
@@ -89,7 +90,7 @@ def edits(widget):
 def test_what_is_drawn_is_kept_when_the_mouse_rests_or_anything_else_is_done(review, qtbot):
     here, index = review.session.here, review.session.queue.current
     layer = review.viewer.layers[LESION]
-    assert len(layer.data) == len(shapely.get_parts(here.lesion(index)))
+    assert (len(layer.data) == 0) == here.lesion(index).is_empty
     ring = np.asarray(disc(here, index).exterior.coords)[:-1, ::-1]
     layer.data = []
     layer.add([ring], shape_type="polygon")
@@ -115,6 +116,119 @@ def test_what_is_drawn_is_kept_when_the_mouse_rests_or_anything_else_is_done(rev
     press(review, Qt.Key.Key_D)
     press(review, Qt.Key.Key_Left)
     assert len(review.viewer.layers[LESION].data) == 0
+
+
+def test_lesions_that_were_found_are_shown_to_be_changed(review):
+    for shown in review.session.slides:
+        review._turn_to(shown)
+        for index in range(len(review.session.here.objects)):
+            review.session.queue.go_to(index)
+            review.show_on_canvas()
+            lesion = review.session.here.lesion(index)
+            assert review.lesion.drawn().symmetric_difference(lesion).area < 1.0
+            assert (len(review.viewer.layers[LESION].data) == 0) == lesion.is_empty
+    assert len(edits(review)) == 0
+
+
+class Mouse:
+    """A mouse on the canvas of a review of lesions, at places (y, x) in um."""
+
+    def __init__(self, review, qtbot):
+        self.viewer, self.qtbot = review.viewer, qtbot
+        self.native = self.viewer.window._qt_viewer.canvas.native
+
+    def take(self, tool):
+        self.viewer.layers.selection.active = self.viewer.layers[LESION]
+        self.viewer.layers[LESION].mode = tool
+        self.qtbot.wait(100)
+
+    def click(self, place, double=False):
+        camera = self.viewer.scene.camera
+        size = np.array([self.native.height(), self.native.width()])
+        y, x = size / 2 + (np.array(place) - camera.center[-2:]) * camera.zoom
+        at = QPoint(round(x), round(y))
+        QTest.mouseMove(self.native, at)
+        self.qtbot.waitUntil(lambda: np.abs(self.viewer.cursor.position[-2:] - np.array(place)).max() < 2 / camera.zoom)
+        (QTest.mouseDClick if double else QTest.mouseClick)(self.native, Qt.MouseButton.LeftButton, pos=at)
+        if double:
+            QTest.mouseRelease(self.native, Qt.MouseButton.LeftButton, pos=at)
+
+
+@pytest.fixture
+def mouse(review, qtbot):
+    review.wait_for_drawing.setInterval(50)
+    qtbot.wait(200)
+    return Mouse(review, qtbot)
+
+
+def square(here, index, half_um=800.0):
+    """Return the corners (y, x) of a square within a slice."""
+    centre = here.results.slices[index].sides(here.results.side)[0].representative_point()
+    return [(centre.y + half_um * y, centre.x + half_um * x) for y, x in ((-1, -1), (-1, 1), (1, 1), (1, -1))]
+
+
+def area_mm2(edit):
+    return shapely.from_wkt(edit.outline).area / 1e6
+
+
+def test_an_outline_ended_by_a_double_click_is_kept_however_slowly_it_is_drawn(review, mouse, qtbot):
+    """That double click turns to no other slice, and no rest of the mouse ends the outline."""
+    corners, index = square(review.session.here, review.session.queue.current), review.session.queue.current
+    mouse.take("add_polygon")
+    for corner in corners:
+        mouse.click(corner)
+        qtbot.wait(120)
+        assert len(edits(review)) == 0
+    mouse.click(corners[-1], double=True)
+    qtbot.waitUntil(lambda: len(edits(review)) == 1, timeout=5000)
+    assert area_mm2(edits(review)[0]) == pytest.approx(1.6**2, rel=0.05)
+    assert review.session.queue.current == index
+    mouse.click(corners[0])
+    QTest.keyClick(mouse.native, Qt.Key.Key_Escape)  # begun and given up
+    qtbot.wait(150)
+    assert len(edits(review)) == 1
+    assert len(review.viewer.layers[LESION].data) == 1
+
+
+@pytest.mark.parametrize("key", [Qt.Key.Key_Right, Qt.Key.Key_A, Qt.Key.Key_N])
+def test_an_outline_that_is_not_ended_is_kept_by_whatever_comes_next(review, mouse, key):
+    here, index = review.session.here, review.session.queue.current
+    mouse.take("add_polygon")
+    for corner in square(here, index):
+        mouse.click(corner)
+    press(review, key)
+    kept = edits(review)[0]
+    assert (kept.new, kept.region) == (REDRAWN, here.objects.region[index])
+    assert area_mm2(kept) == pytest.approx(1.6**2, rel=0.05)
+    assert ("drawn, not added" in review.panel.message.text()) == (key == Qt.Key.Key_N)
+
+
+def test_a_double_click_on_another_slice_keeps_what_was_drawn_on_this_one(review, mouse):
+    here, index = review.session.here, review.session.queue.current
+    other = (index + 1) % len(here.objects)
+    layer = review.viewer.layers[LESION]
+    layer.data = []
+    review.wait_for_drawing.setInterval(60_000)
+    review.viewer.scene.camera.zoom /= 4
+    mouse.qtbot.wait(100)
+    layer.add([np.array(square(here, index))], shape_type="polygon")
+    mouse.click(here.objects.yx_um[other], double=True)
+    assert review.session.queue.current == other
+    assert [edit.region for edit in edits(review)] == [here.objects.region[index]]
+
+
+def test_what_cannot_be_kept_is_told_before_it_is_given_up(review, qtbot):
+    here, index = review.session.here, review.session.queue.current
+    layer = review.viewer.layers[LESION]
+    layer.data = []
+    layer.add([np.array(square(here, (index + 1) % len(here.objects)))], shape_type="polygon")
+    QTest.keyClick(review.window().windowHandle(), Qt.Key.Key_Right)
+    qtbot.waitUntil(lambda: "lies on another slice" in review.panel.message.text())
+    qtbot.wait(100)
+    assert (review.session.queue.current, len(layer.data)) == (index, 1)
+    press(review, Qt.Key.Key_Right)
+    assert review.session.queue.current != index
+    assert len(edits(review)) == 0
 
 
 def test_nothing_tells_which_animal_a_brain_is_of(review, root):
