@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from histoquant.analysis import review
 from histoquant.analysis.review import Replayed
 from histoquant.analysis.spine_animals import animal_table
-from histoquant.analysis.spine_rules import density_per_10um
+from histoquant.analysis.spine_rules import CLASSES, density_per_10um
 from histoquant.corrected import elsewhere, summary_of, write_replayed
 from histoquant.inputs import restated_inputs
 from histoquant.journal import Written, all_edits
 from histoquant.model.edit import ADD, SPINE, Edit
+from histoquant.model.spine_settings import SpineSettings
 from histoquant.model.tables import DENDRITES, DISAGREEMENTS, SPINES, empty, records, shaped
 from histoquant.report.run import Run, read_table
 
@@ -68,7 +69,7 @@ class SpineCorrections:
 
 
 def replay_spines(
-    spines: pd.DataFrame, dendrites: pd.DataFrame, edits: Sequence[Edit], *, measured: str, everywhere: bool = True
+    spines: pd.DataFrame, dendrites: pd.DataFrame, edits: Sequence[Edit], settings: SpineSettings, *, measured: str
 ) -> tuple[pd.DataFrame, Replayed]:
     """Apply the edits of one stack to its spines.
 
@@ -79,11 +80,12 @@ def replay_spines(
     ----------
     spines, dendrites : DataFrame
         As `tables.SPINES` and `tables.DENDRITES` list them, of the stack.
+    settings : SpineSettings
+        Of the run. Classes that its rules do not have are listed as unmatched. Where spines do not count wherever they
+        lie on an included dendrite (``from_fork_um``), one that was added is listed so too: how far it is from a branch
+        point was not measured.
     measured : str
         `measured_key` of the stack.
-    everywhere : bool
-        Whether spines of an included dendrite count wherever they lie on it. Where they do not (``from_fork_um``), one
-        that was added is listed as unmatched: how far it is from a branch point was not measured.
 
     Returns
     -------
@@ -95,7 +97,7 @@ def replay_spines(
     import pandas as pd
 
     table = spines.rename(columns={"spine_id": "cell_id", "dendrite_id": "region", "head_area_um2": "area_um2"})
-    done = review.replay(table, edits, measured=measured, kind=SPINE)
+    done = review.replay(table, edits, measured=measured, kind=SPINE, classes=CLASSES[settings.rules])
     made_in = {edit.id: edit.measured for edit in edits}
     known = set(spines["spine_id"])
     included = dendrites.set_index("dendrite_id")["included"]
@@ -105,7 +107,7 @@ def replay_spines(
     for row in records(new):
         if made_in[row.id] != measured or row.region not in included.index:
             strange[row.id], lost[row.id] = int(row.cell_id), other
-        elif not everywhere:
+        elif settings.from_fork_um > 0:
             strange[row.id], lost[row.id] = int(row.cell_id), "how far it is from branch points is not known"
     told = [(edit, lost[edit.id]) for edit in edits if edit.id in lost]
     back = done.cells[~done.cells["cell_id"].isin(list(strange.values()))].rename(
@@ -150,7 +152,7 @@ def correct_spines(run: Run, journals: Sequence[Written]) -> SpineCorrections:
         for name, schema in (("dendrites", DENDRITES), ("spines", SPINES))
     )
     settings = run.recipe.spines
-    everywhere = settings is None or settings.from_fork_um == 0
+    assert settings is not None  # this is for runs of spines
     parts, unmatched, disagreements, reviewed = (
         [],
         [elsewhere(edits, run.provenance, SPINE)],
@@ -163,7 +165,7 @@ def correct_spines(run: Run, journals: Sequence[Written]) -> SpineCorrections:
         if about:
             reviewed.append(slide)
             lines = dendrites[dendrites["slide_id"] == slide]
-            own, done = replay_spines(own, lines, about, measured=measured_key(told), everywhere=everywhere)
+            own, done = replay_spines(own, lines, about, settings, measured=measured_key(told))
             unmatched.append(done.unmatched)
             disagreements.append(done.disagreements.assign(slide_id=slide)[list(_DISAGREEMENTS)])
         parts.append(own)

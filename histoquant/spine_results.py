@@ -67,8 +67,7 @@ class StackResults:
     def replay(self, edits: Iterable[Edit], *, kind: str = SPINE) -> Replayed:
         """Return what the edits of a journal make of the spines; those of other stacks are left out."""
         mine = [edit for edit in edits if edit.slide_id == self.slide_id and edit.kind == kind]
-        everywhere = self.settings.from_fork_um == 0
-        return replay_spines(self.spines, self.dendrites, mine, measured=self.measured, everywhere=everywhere)[1]
+        return replay_spines(self.spines, self.dendrites, mine, self.settings, measured=self.measured)[1]
 
     def dendrite_at(self, y_um: float, x_um: float) -> tuple[str, float]:
         """Return the dendrite nearest to a place seen from above, and its depth there in um.

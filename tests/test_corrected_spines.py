@@ -13,6 +13,7 @@ from histoquant.inputs import KINDS, load
 from histoquant.journal import Journal
 from histoquant.model import tables
 from histoquant.model.edit import SPINE, Edit
+from histoquant.model.spine_settings import SpineSettings
 from histoquant.phantom import DendritePlan, make_dendrites
 from histoquant.report.run import read_table
 from histoquant.spine_study import run_spines
@@ -122,11 +123,11 @@ def test_edits_are_found_in_another_analysis_by_place_and_the_rest_is_listed(run
         made("delete", spines.loc[1], z_um=spines.loc[1, "z_um"] + 50),
         made("add", spines.loc[1], y_um=90.0, marker="class", new="thin"),
     ]
-    after, done = replay_spines(spines, dendrites, edits, measured="new")
+    after, done = replay_spines(spines, dendrites, edits, SpineSettings(), measured="new")
     assert set(spines["spine_id"]) - set(after["spine_id"]) == {one["spine_id"]}
     assert len(done.unmatched) == 2
     assert done.unmatched["reason"].str.contains("dendrites of this analysis|no spine is where").all()
-    same, done = replay_spines(spines, dendrites, edits, measured="old")
+    same, done = replay_spines(spines, dendrites, edits, SpineSettings(), measured="old")
     assert len(same) == len(after) + 1
     assert len(done.unmatched) == 1
 
@@ -135,9 +136,26 @@ def test_an_added_spine_at_an_unknown_distance_from_forks_is_listed(run):
     slide, _, spines = stack_of(run)
     dendrites = read_table(run / "slides" / slide / "dendrites.csv", tables.DENDRITES)
     edits = [made("add", spines.loc[0], y_um=90.0, marker="class", new="thin")]
-    after, done = replay_spines(spines, dendrites, edits, measured="old", everywhere=False)
+    after, done = replay_spines(spines, dendrites, edits, SpineSettings(from_fork_um=5.0), measured="old")
     assert len(after) == len(spines)
     assert done.unmatched["reason"].tolist() == ["how far it is from branch points is not known"]
+
+
+def test_classes_that_the_rules_do_not_have_are_listed(run):
+    slide, _, spines = stack_of(run)
+    dendrites = read_table(run / "slides" / slide / "dendrites.csv", tables.DENDRITES)
+    edits = [
+        made("call", spines.loc[0], marker="class", new="branched"),
+        made("add", spines.loc[1], y_um=90.0, marker="class", new="branched"),
+        made("call", spines.loc[1], marker="class", new="filopodium"),
+    ]
+    after, done = replay_spines(spines, dendrites, edits, SpineSettings(), measured="old")
+    assert after["class"].tolist() == [spines.loc[0, "class"], "filopodium", *spines.loc[2:, "class"], ""]
+    assert done.unmatched["reason"].tolist() == ["these results have no class 'branched'"] * 2
+    golgi = SpineSettings(rules="B")
+    after, done = replay_spines(spines, dendrites, edits, golgi, measured="old")
+    assert after["class"].tolist()[0] == after["class"].tolist()[-1] == "branched"
+    assert done.unmatched.empty
 
 
 def test_two_spines_one_above_the_other_are_two(run):
@@ -146,5 +164,5 @@ def test_two_spines_one_above_the_other_are_two(run):
     stacked = spines.iloc[[0, 1]].copy()
     stacked.loc[1, ["y_um", "x_um"]] = stacked.loc[0, ["y_um", "x_um"]]
     stacked.loc[1, "z_um"] = stacked.loc[0, "z_um"] + 2.0
-    after, _ = replay_spines(stacked, dendrites, [made("delete", stacked.loc[1])], measured="old")
+    after, _ = replay_spines(stacked, dendrites, [made("delete", stacked.loc[1])], SpineSettings(), measured="old")
     assert after["spine_id"].tolist() == [stacked.loc[0, "spine_id"]]

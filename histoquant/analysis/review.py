@@ -7,8 +7,8 @@ run as well. Edits that find no object are listed, never dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +73,7 @@ def replay(
     place: Place | None = None,
     pixel_size_um: float | None = None,
     kind: str = CELL,
+    classes: Collection[str] | None = None,
 ) -> Replayed:
     """Apply the edits of one slide to its table.
 
@@ -93,6 +94,8 @@ def replay(
         Without it, added objects lie in the region the reviewer saw them in.
     pixel_size_um : float, optional
         For the position of added objects in pixels.
+    classes : collection of str, optional
+        Names of the classes there are, where objects have one by name; any without it.
     """
     mine = [edit for edit in edits if edit.kind == kind]
     standing = in_effect(mine)
@@ -114,6 +117,8 @@ def replay(
             reasons[edit.id] = f"the table has no marker '{edit.marker}'"
         elif edit.marker == CLASS and isinstance(edit.new, bool):
             reasons[edit.id] = "positive and negative are no classes"
+        elif edit.marker == CLASS and edit.new and classes is not None and edit.new not in classes:
+            reasons[edit.id] = f"these results have no class '{edit.new}'"
         elif edit.marker != CLASS and isinstance(edit.new, str):
             reasons[edit.id] = f"'{edit.new}' is no call of a marker, which is positive or negative"
     # Whether there is a cell does not hang on a marker, so that adding and deleting hold all the same.
@@ -122,13 +127,15 @@ def replay(
         for edit in standing
         if where[edit.id] >= 0 and (edit.id not in reasons or edit.action in (ADD, DELETE))
     ]
+    # What such an edit calls its object does not hold.
+    stated = [(row, replace(edit, new=None) if edit.id in reasons else edit) for row, edit in applied]
     everything = _extended(cells, objects.added, known, place, pixel_size_um)
     unmatched = list({edit.id: edit for edit in mine if edit.id in reasons}.values())
     return Replayed(
-        _corrected(everything, applied, known) if applied else cells.copy(deep=False),
+        _corrected(everything, stated, known) if applied else cells.copy(deep=False),
         _touched(everything, applied),
         listed([(edit, reasons[edit.id]) for edit in unmatched]),
-        _disagreements(everything, applied),
+        _disagreements(everything, stated),
     )
 
 
