@@ -293,12 +293,16 @@ def _planes(slide: Slide, box: Box, channels: tuple[int, ...]) -> NDArray[Any]:
         raise FormatError("The slide's pixels cannot be read any more.", "See whether its disk is there.") from None
 
 
-def outline(inside: NDArray[np.bool_], zoom: int) -> NDArray[np.bool_]:
-    """Return the border of an enlarged mask, one pixel wide, just outside it."""
+def outline(inside: NDArray[np.bool_], zoom: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the border of an enlarged mask, one pixel wide, just outside it, and the border of that.
+
+    In two colours they are seen on any ground: a spine above its dendrite lies in white.
+    """
     from scipy.ndimage import binary_dilation
 
     large = np.kron(inside, np.ones((zoom, zoom), dtype=bool))
-    return np.asarray(binary_dilation(large) & ~large)
+    wider = np.asarray(binary_dilation(large))
+    return wider & ~large, np.asarray(binary_dilation(wider)) & ~wider
 
 
 def stretched(plane: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from napari.layers import Shapes
 from histoquant.drawing import colours_of
 from histoquant.model.geometry import Geometry, ground
 from histoquant.model.region_set import Region
+from napari_histoquant.review_layers import LINE_PX, STEADY
 from napari_histoquant.shapes import UnfinishedError, regions_in, shapes_of
 from napari_histoquant.view import camera_of, fit_lines
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import napari
 
 LESION = "lesion"
-LINE_PX = 2.5
 
 
 class LesionLayer:
@@ -35,6 +35,7 @@ class LesionLayer:
         self._layer: Shapes | None = None
         self._before: list[Region] = []
         self._follows = False
+        self._fitted = 0.0  # zoom that the lines are drawn for
 
     @property
     def in_hand(self) -> bool:
@@ -71,8 +72,22 @@ class LesionLayer:
             self._layer.add(shapes.data, shape_type=shapes.settings["shape_type"])
             self._layer.features = shapes.settings["features"]
             self._layer.edge_color, self._layer.face_color = shapes.settings["edge_color"], "transparent"
-        fit_lines(self._layer, LINE_PX / max(float(camera_of(self._viewer).zoom), 1e-9))
-        self._follows = True
+        self._follows, self._fitted = True, 0.0
+        self.fit()
+
+    def fit(self) -> None:
+        """Draw lines, those of what comes next too, as wide on the screen as before; nothing hides the tissue."""
+        layer, zoom = self._layer, max(float(camera_of(self._viewer).zoom), 1e-9)
+        if layer is None or self.begun or 1 / STEADY < zoom / max(self._fitted, 1e-9) < STEADY:
+            return
+        self._follows, followed = False, self._follows  # napari paints what is selected in the style of what comes next
+        selected, width, self._fitted = set(layer.selected_data), LINE_PX / zoom, zoom
+        layer.selected_data = set()
+        layer.current_face_color, layer.current_edge_width = "transparent", width
+        layer.current_edge_color = [part / 255 for part in colours_of([LESION])[LESION]]
+        fit_lines(layer, width)
+        layer.selected_data = selected
+        self._follows = followed
 
     def _told(self) -> None:
         if self._follows:

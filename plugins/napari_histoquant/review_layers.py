@@ -268,8 +268,9 @@ def rendered(
         for number, grey in enumerate(greys):
             mixed += grey[..., None] * np.asarray(CHANNEL_COLOURS[number % len(CHANNEL_COLOURS)], dtype=np.float32)
         pictures.insert(0, np.clip(mixed, 0, 255).astype(np.uint8))
-    border = outline(crop.inside, zoom)
+    border, beside = outline(crop.inside, zoom)
+    line, edge = (0, 255) if brightfield else (255, 0)
     large = [picture.repeat(zoom, axis=0).repeat(zoom, axis=1) for picture in pictures]
     for picture in large:
-        picture[border] = (0, 0, 0) if brightfield else (255, 255, 255)
+        picture[border], picture[beside] = line, edge
     return large

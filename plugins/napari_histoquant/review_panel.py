@@ -201,11 +201,12 @@ class ReviewPanel(QWidget):
         colour_of = {region.name: colours[region.classification or region.name] for region in session.outlines}
         self.region.clear()
         self.region.addItem("everywhere")
-        for name in map(session.names.veiled, self._regions[1:]):
-            if name in colour_of:
-                self.region.addItem(swatch(colour_of[name]), name)
+        for name in self._regions[1:]:
+            veiled, told = session.names.veiled(name), _region(session, name)
+            if veiled in colour_of:
+                self.region.addItem(swatch(colour_of[veiled]), told)
             else:
-                self.region.addItem(name)
+                self.region.addItem(told)
         self.region.setCurrentIndex(self._regions.index(session.queue.selection.region))
         self._quiet = False
 
@@ -273,7 +274,7 @@ class ReviewPanel(QWidget):
             called = f"{selection.marker} {class_name(objects.called(index, selection.marker))}"
             told = [
                 f"{objects.kind} off the list" if queue.aside else f"{objects.kind} {queue.at + 1:,} of {len(queue):,}",
-                session.names.veiled(str(objects.region[index])),
+                _region(session, str(objects.region[index])),
                 "deleted" if objects.gone[index] else called,
                 *([f"{share:.2f} x threshold"] if np.isfinite(share) else []),
                 *here.told(index),
@@ -281,7 +282,7 @@ class ReviewPanel(QWidget):
             ]
             self.about.setText(" · ".join(told))
         counts = objects.counts(selection.marker, selection.region)
-        where = "slide" if selection.region == EVERYWHERE else session.names.veiled(selection.region)
+        where = "slide" if selection.region == EVERYWHERE else _region(session, selection.region)
         if objects.kind == CELL:
             told = [
                 f"{selection.marker} positive in {where}:",
@@ -321,6 +322,12 @@ class ReviewPanel(QWidget):
     def tell(self, text: str) -> None:
         """Show what went wrong; nothing when all is well."""
         _say(self.message, text)
+
+
+def _region(session: Session, name: str) -> str:
+    """Return what a region of the open slide is called, as a reviewer may read it."""
+    assert session.here is not None
+    return session.here.region_word + session.names.veiled(name)
 
 
 def _columns(n_pictures: int) -> int:

@@ -77,7 +77,7 @@ class ReviewWidget(QWidget):
         self.wait_for_drawing.setInterval(DRAWN_AFTER_MS)
         self.wait_for_drawing.timeout.connect(self._when_still)
         camera_of(napari_viewer).events.connect(self._on_camera)
-        napari_viewer.mouse_double_click_callbacks.append(self._on_double_click)
+        self._double_clicks = list(napari_viewer.mouse_double_click_callbacks)
 
     def _actions(self) -> dict[str, Callable[..., None]]:
         return {
@@ -125,6 +125,8 @@ class ReviewWidget(QWidget):
         self.start.tell("")
         self._pages.setCurrentWidget(self.panel)
         self._bind_keys()
+        # napari comes nearer with a double click; one on an object turns to it, and the view stays as wide as it is
+        self.viewer.mouse_double_click_callbacks[:] = [self._on_double_click]
         self._focus()
         return True
 
@@ -134,6 +136,7 @@ class ReviewWidget(QWidget):
         for shortcut in self._shortcuts:
             shortcut.setParent(None)
         self._shortcuts = []
+        self.viewer.mouse_double_click_callbacks[:] = self._double_clicks
         self.wait_for_canvas.stop()
         self.layers.clear()
         self.lesion.clear()
@@ -328,6 +331,7 @@ class ReviewWidget(QWidget):
             and self.layers.moved(session.here.objects, session.queue.selection.marker)
         ):
             self.panel.show_left_out(self.layers.n_left_out)
+        self.lesion.fit()
 
     def _on_double_click(self, viewer: napari.Viewer, event: object) -> None:
         """Turn to the object that was clicked, unless a drawing tool is in hand: then an outline ends."""

@@ -77,10 +77,13 @@ class OpenSlide(ABC):
     sizes : Sizes
     percentiles : (float, float)
         What is black and white in a channel without limits.
+    region_word : str
+        What is said before the name of a region, where that is a bare number.
     """
 
     sizes: ClassVar[Sizes]
     percentiles: ClassVar[tuple[float, float]] = (1, 99.9)
+    region_word: ClassVar[str] = ""
     corner_um = 0.0
 
     def __init__(
@@ -192,6 +195,7 @@ class OpenStack(OpenSlide):
 
     sizes = Sizes(point=1.0, ring=2.6, first_view=40.0, pick=1.5, simpler=0.02)
     percentiles = (50, 98)  # dendrites may be over-exposed, so that spines are seen
+    region_word = "dendrite "
     results: StackResults
 
     def __init__(self, run: Run, row: StudySlide, shown: str | None) -> None:

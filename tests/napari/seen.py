@@ -1,6 +1,7 @@
 """Hands and eyes of a reviewer: keys that are pressed, and every text that can be seen in a viewer."""
 
-from qtpy.QtCore import Qt
+import numpy as np
+from qtpy.QtCore import QPoint, Qt
 from qtpy.QtGui import QAction
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QAbstractItemView, QApplication, QComboBox, QTabBar
@@ -13,6 +14,32 @@ def press(widget, *keys):
         QTest.keyClick(widget.window().windowHandle(), key, modifier)
         QApplication.processEvents()
     widget.show_on_canvas()
+
+
+class Mouse:
+    """A mouse on the canvas, at places (y, x) in um."""
+
+    def __init__(self, viewer, qtbot):
+        self.viewer, self.qtbot = viewer, qtbot
+        self.native = viewer.window._qt_viewer.canvas.native
+
+    def take(self, layer, tool):
+        """Take a tool of a layer in hand."""
+        self.viewer.layers.selection.active = self.viewer.layers[layer]
+        self.viewer.layers[layer].mode = tool
+        self.qtbot.wait(100)
+
+    def click(self, place, double=False):
+        """Click where napari sees the mouse at a place, to two pixels of the screen."""
+        camera = self.viewer.scene.camera
+        size = np.array([self.native.height(), self.native.width()])
+        y, x = size / 2 + (np.array(place) - camera.center[-2:]) * camera.zoom
+        at = QPoint(round(x), round(y))
+        QTest.mouseMove(self.native, at)
+        self.qtbot.waitUntil(lambda: np.abs(self.viewer.cursor.position[-2:] - np.array(place)).max() < 2 / camera.zoom)
+        (QTest.mouseDClick if double else QTest.mouseClick)(self.native, Qt.MouseButton.LeftButton, pos=at)
+        if double:
+            QTest.mouseRelease(self.native, Qt.MouseButton.LeftButton, pos=at)
 
 
 def strings(viewer):

@@ -319,7 +319,10 @@ def test_the_threshold_looks_the_same_on_every_slide():
 def test_an_outline_lies_just_outside():
     inside = np.zeros((5, 5), dtype=bool)
     inside[2, 2] = True
-    border = outline(inside, 3)
-    assert border.shape == (15, 15)
+    border, beside = outline(inside, 3)
+    assert border.shape == beside.shape == (15, 15)
     assert not border[6:9, 6:9].any()
     assert border.sum() == 12  # four sides of three pixels, no corners
+    assert beside.sum() == 16
+    assert not (beside & border).any()
+    assert not beside[6:9, 6:9].any()

@@ -8,7 +8,7 @@ import shapely
 from napari_histoquant.launch import open_review
 from napari_histoquant.lesion_layer import LESION
 from napari_histoquant.reviewing import Session
-from qtpy.QtCore import QPoint, Qt
+from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
 
 from histoquant.analysis.review import CLASS
@@ -16,7 +16,7 @@ from histoquant.corrected_infarct import REDRAWN, write_corrected_infarct
 from histoquant.errors import InputError
 from histoquant.journal import read_journal
 from tests.napari.reviewed import SECRETS, infarcts_in
-from tests.napari.seen import found_in, press
+from tests.napari.seen import Mouse, found_in, press
 
 
 @pytest.fixture(scope="module")
@@ -130,35 +130,23 @@ def test_lesions_that_were_found_are_shown_to_be_changed(review):
     assert len(edits(review)) == 0
 
 
-class Mouse:
-    """A mouse on the canvas of a review of lesions, at places (y, x) in um."""
-
-    def __init__(self, review, qtbot):
-        self.viewer, self.qtbot = review.viewer, qtbot
-        self.native = self.viewer.window._qt_viewer.canvas.native
-
-    def take(self, tool):
-        self.viewer.layers.selection.active = self.viewer.layers[LESION]
-        self.viewer.layers[LESION].mode = tool
-        self.qtbot.wait(100)
-
-    def click(self, place, double=False):
-        camera = self.viewer.scene.camera
-        size = np.array([self.native.height(), self.native.width()])
-        y, x = size / 2 + (np.array(place) - camera.center[-2:]) * camera.zoom
-        at = QPoint(round(x), round(y))
-        QTest.mouseMove(self.native, at)
-        self.qtbot.waitUntil(lambda: np.abs(self.viewer.cursor.position[-2:] - np.array(place)).max() < 2 / camera.zoom)
-        (QTest.mouseDClick if double else QTest.mouseClick)(self.native, Qt.MouseButton.LeftButton, pos=at)
-        if double:
-            QTest.mouseRelease(self.native, Qt.MouseButton.LeftButton, pos=at)
+def test_what_is_drawn_hides_no_tissue_and_is_as_wide_at_every_zoom(review, qtbot):
+    layer, camera = review.viewer.layers[LESION], review.viewer.scene.camera
+    for zoom in (camera.zoom, camera.zoom * 4):
+        camera.zoom = zoom
+        qtbot.wait(50)
+        assert layer.current_face_color in ("transparent", "#00000000")
+        assert layer.current_edge_width * zoom == pytest.approx(2.5)
+    layer.add([np.array(square(review.session.here, review.session.queue.current))], shape_type="polygon")
+    assert layer.edge_width[-1] * zoom == pytest.approx(2.5)
+    assert layer.face_color[-1, 3] == 0
 
 
 @pytest.fixture
 def mouse(review, qtbot):
     review.wait_for_drawing.setInterval(50)
     qtbot.wait(200)
-    return Mouse(review, qtbot)
+    return Mouse(review.viewer, qtbot)
 
 
 def square(here, index, half_um=800.0):
@@ -174,7 +162,7 @@ def area_mm2(edit):
 def test_an_outline_ended_by_a_double_click_is_kept_however_slowly_it_is_drawn(review, mouse, qtbot):
     """That double click turns to no other slice, and no rest of the mouse ends the outline."""
     corners, index = square(review.session.here, review.session.queue.current), review.session.queue.current
-    mouse.take("add_polygon")
+    mouse.take(LESION, "add_polygon")
     for corner in corners:
         mouse.click(corner)
         qtbot.wait(120)
@@ -193,7 +181,7 @@ def test_an_outline_ended_by_a_double_click_is_kept_however_slowly_it_is_drawn(r
 @pytest.mark.parametrize("key", [Qt.Key.Key_Right, Qt.Key.Key_A, Qt.Key.Key_N])
 def test_an_outline_that_is_not_ended_is_kept_by_whatever_comes_next(review, mouse, key):
     here, index = review.session.here, review.session.queue.current
-    mouse.take("add_polygon")
+    mouse.take(LESION, "add_polygon")
     for corner in square(here, index):
         mouse.click(corner)
     press(review, key)

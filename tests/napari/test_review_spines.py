@@ -20,7 +20,7 @@ from histoquant.model import tables
 from histoquant.registry import open_slide
 from histoquant.report.run import read_table
 from tests.napari.reviewed import SECRETS, spines_in
-from tests.napari.seen import found_in, press, strings
+from tests.napari.seen import Mouse, found_in, press, strings
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +204,8 @@ def test_keys_name_classes_and_the_canvas_follows(review):
     assert all(name in texts[0] for name in CLASSES["A"])
     assert texts[1].startswith("spines in slide:")
     assert texts[2].startswith("spine ")
+    assert f" · dendrite {found.region[queue.current]} · " in texts[2]
+    assert [review.panel.region.itemText(n) for n in range(2)] == ["everywhere", f"dendrite {found.regions[0]}"]
     assert [review.panel.show_.itemText(n) for n in range(3)] == [ALL, "no class", "mushroom"]
     review.panel.show_.setCurrentText("thin")
     review.panel.selected.emit(None)
@@ -211,6 +213,21 @@ def test_keys_name_classes_and_the_canvas_follows(review):
     review.viewer.cursor.position = (-5.0, -5.0)
     press(review, Qt.Key.Key_N)
     assert "Point at the spine to add" in review.panel.message.text()
+
+
+def test_a_double_click_turns_to_a_spine_and_leaves_the_view_as_wide(review, qtbot):
+    found, queue = review.session.here.objects, review.session.queue
+    alone = np.hypot(*(found.yx_um[:, None] - found.yx_um[None]).transpose(2, 0, 1)) + 9 * np.eye(len(found))
+    wanted = next(n for n in np.argsort(-alone.min(axis=1)) if n != queue.current)
+    review.viewer.scene.camera.center = found.yx_um.mean(axis=0)
+    qtbot.wait(200)
+    zoom = review.viewer.scene.camera.zoom
+    Mouse(review.viewer, qtbot).click(found.yx_um[wanted], double=True)
+    assert queue.current == wanted
+    assert review.viewer.scene.camera.zoom == zoom
+    callbacks = list(review.viewer.mouse_double_click_callbacks)
+    review.close_review()
+    assert review.viewer.mouse_double_click_callbacks != callbacks
 
 
 def test_nothing_tells_which_animal_a_stack_is_of(review, root):
