@@ -24,7 +24,7 @@ from histoquant.analysis.review import CLASS, Replayed
 from histoquant.analysis.slice_outlines import OutlinedSlice, slices_of
 from histoquant.analysis.ttc import Side
 from histoquant.corrected import elsewhere, summary_of, write_replayed
-from histoquant.errors import InputError, RegionError
+from histoquant.errors import FormatError, InputError, RegionError
 from histoquant.inputs import restated_inputs
 from histoquant.journal import Written, all_edits
 from histoquant.model.edit import CALL, DELETE, LESION, Edit
@@ -143,7 +143,7 @@ def read_picture(root: Path, slide_id: str) -> PictureResults:
         }
         slices = slices_of(read_outlines(folder / "outlines.geojson", px), flags)
         return PictureResults(slide_id, slices, side, table, measured_key(told), px)
-    except RegionError as error:
+    except (RegionError, FormatError) as error:
         raise InputError(f"Slide '{slide_id}' in '{root}': {error.message}", error.remedy) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):

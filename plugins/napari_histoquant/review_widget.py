@@ -340,5 +340,6 @@ class ReviewWidget(QWidget):
             return
         y, x = (float(part) for part in viewer.cursor.position[-2:])
         index = session.here.objects.nearest(y, x, session.here.sizes.pick)
-        if index is not None and self._guarded(lambda session: session.queue and session.queue.go_to(index)):
+        if index is not None and self._drawing_first():
+            session.queue.go_to(index)
             self._refresh()
