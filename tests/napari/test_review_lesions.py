@@ -40,8 +40,11 @@ def test_a_redrawn_lesion_is_what_the_tables_count(root):
         here, slide = session.here, session.here.slide_id
         assert (here.objects.kind, session.markers) == ("lesion", [CLASS])
         assert here.objects.region.tolist() == [f"slice {n}" for n in range(1, len(here.objects) + 1)]
-        index, lesion = session.queue.current, disc(here, session.queue.current)
-        assert session.redraw(here.lesion(index)) is None  # nothing was changed
+        assert session.redraw(here.lesion(session.queue.current)) is None  # nothing was changed, found or not
+        index = next(n for n in range(len(here.objects)) if not here.lesion(n).is_empty)
+        session.queue.go_to(index)
+        lesion = disc(here, index)
+        assert session.redraw(here.lesion(index)) is None
         assert session.redraw(lesion) == index
         assert session.redraw(lesion) is None
         assert session.queue.current == index  # one goes on drawing
@@ -88,7 +91,10 @@ def edits(widget):
 
 
 def test_what_is_drawn_is_kept_when_the_mouse_rests_or_anything_else_is_done(review, qtbot):
-    here, index = review.session.here, review.session.queue.current
+    here = review.session.here
+    index = next(n for n in range(len(here.objects)) if not here.lesion(n).is_empty)
+    review.session.queue.go_to(index)
+    review.show_on_canvas()
     layer = review.viewer.layers[LESION]
     assert (len(layer.data) == 0) == here.lesion(index).is_empty
     ring = np.asarray(disc(here, index).exterior.coords)[:-1, ::-1]
