@@ -303,19 +303,7 @@ def write_replayed(
 
 
 def write_corrected(root: Path) -> Corrections | None:
-    """Write what the journals of a finished run make of its tables; None when nobody reviewed it.
-
-    What an earlier replay wrote and no journal bears out any more is removed.
-
-    Raises
-    ------
-    InputError
-        If the folder holds no finished run.
-    FormatError, Faults
-        If journals are damaged.
-    StoreError
-        If it cannot be written.
-    """
+    """Do as `write_replayed` for a run of cells, and write corrected counts beside those of ``tables/regions.csv``."""
     folder, beside = root / FOLDER, store.RunFolder(root).table("regions")
     journals = read_journals(root)
     shutil.rmtree(folder / "cells", ignore_errors=True)

@@ -56,8 +56,6 @@ class PictureResults:
     slices : list of OutlinedSlice
         As the run left them.
     side : "left" or "right"
-    table : DataFrame
-        ``slices.csv``.
     measured : str
         Key of what the outlines were made from, for `Edit.measured`.
     pixel_size_um : float
@@ -66,7 +64,6 @@ class PictureResults:
     slide_id: str
     slices: list[OutlinedSlice]
     side: Side
-    table: pd.DataFrame
     measured: str
     pixel_size_um: float
 
@@ -142,7 +139,7 @@ def read_picture(root: Path, slide_id: str) -> PictureResults:
             int(n): str(text).split("; ") for n, text in zip(table["slice"], table["flags"].fillna(""), strict=True)
         }
         slices = slices_of(read_outlines(folder / "outlines.geojson", px), flags)
-        return PictureResults(slide_id, slices, side, table, measured_key(told), px)
+        return PictureResults(slide_id, slices, side, measured_key(told), px)
     except (RegionError, FormatError) as error:
         raise InputError(f"Slide '{slide_id}' in '{root}': {error.message}", error.remedy) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -195,12 +192,8 @@ def correct_infarct(run: Run, journals: Sequence[Written]) -> InfarctCorrections
 
     edits = all_edits(journals)
     automatic = read_table(run.root / "tables" / "infarct_slices.csv", INFARCT_SLICES)
-    parts, unmatched, disagreements, reviewed = (
-        [],
-        [elsewhere(edits, run.provenance, LESION)],
-        [empty(_DISAGREEMENTS)],
-        [],
-    )
+    parts, reviewed = [], []
+    unmatched, disagreements = [elsewhere(edits, run.provenance, LESION)], [empty(_DISAGREEMENTS)]
     for slide, rows in automatic.groupby("slide_id", sort=False):
         about = [edit for edit in edits if edit.slide_id == slide and edit.kind == LESION]
         if about:

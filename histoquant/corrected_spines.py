@@ -153,12 +153,8 @@ def correct_spines(run: Run, journals: Sequence[Written]) -> SpineCorrections:
     )
     settings = run.recipe.spines
     assert settings is not None  # this is for runs of spines
-    parts, unmatched, disagreements, reviewed = (
-        [],
-        [elsewhere(edits, run.provenance, SPINE)],
-        [empty(_DISAGREEMENTS)],
-        [],
-    )
+    parts, reviewed = [], []
+    unmatched, disagreements = [elsewhere(edits, run.provenance, SPINE)], [empty(_DISAGREEMENTS)]
     for slide, told in run.provenance.items():
         about = [edit for edit in edits if edit.slide_id == slide]
         own = spines[spines["slide_id"] == slide]

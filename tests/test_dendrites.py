@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from scipy import ndimage
 
-from histoquant.analysis import dendrites, paths, ridge, tubes
+from histoquant.analysis import dendrites, paths, ridge, tube_voxels, tubes
 
 HOW = dendrites.Tracing((0.3, 0.5, 0.9), 8.0, 4.0, 4.0, 6.0)
 VOXEL = (1.0, 0.2, 0.2)
@@ -95,6 +96,21 @@ def test_tubularity_does_not_depend_on_strips(monkeypatch):
     assert_array_equal(tubes.tubularity(tubes.Coarse.of(stack), (0.3, 0.9)), whole)
     middle = tuple(np.rint(line(10, 35).mean(axis=0) / VOXEL).astype(int))
     assert whole[middle] > 20 * np.median(whole[whole > 0])
+
+
+def test_tube_voxels_do_not_depend_on_strips_and_touch_as_neighbours_do(monkeypatch):
+    answer = tubes.tubularity(tubes.Coarse.of(tube([line(10, 35)])), (0.3, 0.9))
+    whole = tube_voxels.tube_voxels(answer, 6.0, VOXEL)
+    monkeypatch.setattr(tubes, "STRIP_VOXELS", 22 * 150 * 17)
+    assert len(tubes.strips(answer.shape)) > 3
+    again = tube_voxels.tube_voxels(answer, 6.0, VOXEL)
+    for name in ("voxels", "answer", "best", "pairs"):
+        assert_array_equal(getattr(again, name), getattr(whole, name))
+    mask = np.zeros(answer.shape, dtype=bool)
+    mask[tuple(whole.voxels.T)] = True
+    counted = ndimage.convolve(mask.astype(int), np.ones((3, 3, 3), int), mode="constant")[mask] - 1
+    assert len(whole.pairs) > 100
+    assert_array_equal(np.bincount(whole.pairs.ravel(), minlength=len(whole.voxels)), counted)
 
 
 def test_covered_counts_what_is_near_from_above():

@@ -18,6 +18,7 @@ from histoquant.model.recipe import parse_recipe
 from histoquant.model.spine_settings import SpineSettings
 from histoquant.phantom import DendritePlan, make_dendrites, shipped_recipe
 from histoquant.phantom.dendrites import draw_stack, photograph
+from histoquant.readers.traces import read_traces
 from histoquant.spine_stack import analyse_stack
 
 PLAN = DendritePlan(size_um=(20.0, 26.0), spines_per_10um=(8.0, 0.0), animals=1, seed=3, tilt_deg=10.0)
@@ -72,6 +73,9 @@ def test_a_phantom_is_traced_and_its_spines_found(study, analysed):
     for picture in ("overview.png", "strips.png"):
         assert (out / picture).stat().st_size > 10_000
     assert len(list((out / "traces").glob("*.swc"))) == 2
+    lines = {branch.name: branch.path for branch in read_traces(out / "traces" / "dendrites.csv", 0.1)}
+    told = pd.read_csv(out / "dendrites.csv", dtype={"dendrite_id": str}).set_index("dendrite_id")["length_um"]
+    assert {name: paths.length_um(path) for name, path in lines.items()} == pytest.approx(told.to_dict())
 
 
 def test_equal_inputs_give_equal_bytes(study, analysed, tmp_path):

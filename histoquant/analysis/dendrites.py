@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
+from scipy import ndimage
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
@@ -137,10 +137,7 @@ def _centre_lines(tubes: TubeVoxels, points: Points, spur_um: float) -> NDArray[
     """
     if not len(points):
         return np.empty((0, 2), dtype=np.intp)
-    cost = (tubes.best / tubes.answer).astype(np.float64) ** 3
-    row, column = tubes.pairs.T
-    price = np.linalg.norm(points[row] - points[column], axis=1) * (cost[row] + cost[column]) / 2
-    graph = sparse.csr_array((price, (row, column)), shape=(len(points), len(points)))
+    graph = tubes.ways(points)
     n_objects, of = csgraph.connected_components(graph, directed=False)
     extent = np.zeros(n_objects)
     for axis in range(3):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 
+from histoquant.analysis.paths import Points
 from histoquant.analysis.tubes import strips
 
 BESIDE_UM, BESIDE_SHARE = 0.75, 0.4
@@ -41,6 +42,19 @@ class TubeVoxels:
     answer: NDArray[np.float32]
     best: NDArray[np.float32]
     pairs: NDArray[np.intp]
+
+    def ways(self, points: Points) -> sparse.csr_array:
+        """Return what a step between voxels that touch costs: its length, times more where the answer is not the best.
+
+        Parameters
+        ----------
+        points : (n, 3) float, um
+            The voxels' places.
+        """
+        cost = (self.best / self.answer).astype(np.float64) ** 3
+        row, column = self.pairs.T
+        price = np.linalg.norm(points[row] - points[column], axis=1) * (cost[row] + cost[column]) / 2
+        return sparse.csr_array((price, (row, column)), shape=(len(points), len(points)))
 
 
 def tube_voxels(answer: NDArray[np.float32], contrast: float, voxel_um: Sequence[float]) -> TubeVoxels:

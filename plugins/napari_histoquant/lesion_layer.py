@@ -9,6 +9,7 @@ import shapely
 from napari.layers import Shapes
 
 from histoquant.drawing import colours_of
+from histoquant.model.edit import LESION
 from histoquant.model.geometry import Geometry, ground
 from histoquant.model.region_set import Region
 from napari_histoquant.review_layers import LINE_PX, STEADY
@@ -17,8 +18,6 @@ from napari_histoquant.view import camera_of, fit_lines
 
 if TYPE_CHECKING:
     import napari
-
-LESION = "lesion"
 
 
 class LesionLayer:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import shapely
 from napari_histoquant.launch import open_review
-from napari_histoquant.lesion_layer import LESION
 from napari_histoquant.reviewing import Session
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
@@ -15,6 +14,7 @@ from histoquant.analysis.review import CLASS
 from histoquant.corrected_infarct import REDRAWN, write_corrected_infarct
 from histoquant.errors import InputError
 from histoquant.journal import read_journal
+from histoquant.model.edit import LESION
 from tests.napari.reviewed import SECRETS, infarcts_in
 from tests.napari.seen import Mouse, found_in, press
 

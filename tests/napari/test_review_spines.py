@@ -4,9 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
-from napari_histoquant.crops import IN_FOCUS_UM, StackCrops
+from napari_histoquant.crops import IN_FOCUS_UM, StackCrops, pyramid
 from napari_histoquant.launch import open_review
-from napari_histoquant.queue import ALL, EVERYWHERE, Selection, class_name
+from napari_histoquant.queue import ALL, Selection, class_name
 from napari_histoquant.review_layers import CURRENT, OBJECTS
 from napari_histoquant.reviewing import Session
 from qtpy.QtCore import Qt
@@ -170,6 +170,8 @@ def test_golgi_stacks_are_shown_dark_on_bright(tmp_path_factory):
         session.open(most_spines(session))
         assert session.here.objects.choices[CLASS] == ("", *CLASSES["B"])
         assert session.here.pixels.brightfield
+        (level, *_), *_ = pyramid(session.here.pixels, session.here.segment)
+        assert np.array_equal(np.asarray(level), np.moveaxis(session.here.pixels.read().min(axis=1), 0, -1))
         crop = session.here.crop(session.queue.current)
         assert crop.pixels.shape[0] == 6
         assert (crop.pixels[3:] <= crop.pixels[:3]).all()  # of all planes the darkest
@@ -237,4 +239,3 @@ def test_nothing_tells_which_animal_a_stack_is_of(review, root):
         press(review, Qt.Key.Key_A, Qt.Key.Key_1, Qt.Key.Key_U)
         assert found_in(review.viewer, words) == []
     assert len(list(strings(review.viewer))) > 300
-    assert review.session.queue.selection.region == EVERYWHERE
