@@ -118,3 +118,21 @@ def test_covered_counts_what_is_near_from_above():
     half = dendrites.Branch(path[:51] + np.array([3.0, 0.4, 0]))
     assert dendrites.covered(path, [half], within_um=0.5) == pytest.approx(0.53, abs=0.03)
     assert dendrites.covered(path, [], within_um=0.5) == 0
+
+
+@pytest.mark.parametrize("off", [-0.8, 0.0, 0.8])
+def test_free_ends_lie_where_the_light_falls_to_half(off):
+    x = np.arange(0, 30, 0.2)
+    along = ndimage.gaussian_filter1d(((x >= 5) & (x <= 25)).astype(float), 0.5 / 0.2)
+    profile = np.exp(-(((np.arange(0, 8, 0.2) - 4) / 0.5) ** 2))
+    deep = np.exp(-(((np.arange(0, 12, 1.0) - 6) / 1.0) ** 2))
+    light = (deep[:, None, None] * profile[:, None] * along).astype(np.float32)
+    light += np.random.default_rng(0).normal(0, 0.01, light.shape).astype(np.float32)
+    stack = ridge.Stack(light, VOXEL)
+    path = paths.resampled(np.array([(6.0, 4.0, 5 - off), (6.0, 4.0, 25 + off)]), 0.25)
+    found = ridge.to_ends(stack, path, (True, True))
+    assert found[[0, -1], 2] == pytest.approx((5, 25), abs=0.25)
+    one = ridge.to_ends(stack, path, (False, True))
+    assert one[[0, -1], 2] == pytest.approx((5 - off, 25), abs=0.25)
+    inside = paths.resampled(np.array([(6.0, 4.0, 9.0), (6.0, 4.0, 20.0)]), 0.25)
+    assert_array_equal(ridge.to_ends(stack, inside, (True, True)), inside)  # the light goes on

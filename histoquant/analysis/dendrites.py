@@ -13,7 +13,7 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from histoquant.analysis.paths import Points, along_um, branch_orders, foot_of, length_um, smooth_path
-from histoquant.analysis.ridge import Stack, on_ridge
+from histoquant.analysis.ridge import Stack, on_ridge, to_ends
 from histoquant.analysis.tube_voxels import SMEAR, TubeVoxels, tube_voxels
 from histoquant.analysis.tubes import Coarse, tubularity
 
@@ -125,6 +125,7 @@ def trace(stack: Stack, how: Tracing) -> list[Branch]:
             path = smooth_path(points[np.array(chain)] + shift, small.voxel_um)
             path = on_ridge(stack, path, reach_um=RIDGE_REACH_UM)
             forks = (starts.count(chain[0]) > 1 or parent >= 0, chain[-1] in starts)
+            path = to_ends(stack, path, (not forks[0], not forks[1]))
             branches.append(Branch(path, parent + first if parent >= 0 else -1, int(order), forks))
     return branches
 
