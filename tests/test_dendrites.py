@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from scipy import ndimage
 
-from histoquant.analysis import dendrites, paths, ridge, tube_voxels, tubes
+from histoquant.analysis import dendrite_ends, dendrites, paths, ridge, tube_voxels, tubes
 
 HOW = dendrites.Tracing((0.3, 0.5, 0.9), 8.0, 4.0, 4.0, 6.0)
 VOXEL = (1.0, 0.2, 0.2)
@@ -120,19 +120,65 @@ def test_covered_counts_what_is_near_from_above():
     assert dendrites.covered(path, [], within_um=0.5) == 0
 
 
-@pytest.mark.parametrize("off", [-0.8, 0.0, 0.8])
-def test_free_ends_lie_where_the_light_falls_to_half(off):
-    x = np.arange(0, 30, 0.2)
-    along = ndimage.gaussian_filter1d(((x >= 5) & (x <= 25)).astype(float), 0.5 / 0.2)
-    profile = np.exp(-(((np.arange(0, 8, 0.2) - 4) / 0.5) ** 2))
-    deep = np.exp(-(((np.arange(0, 12, 1.0) - 6) / 1.0) ** 2))
-    light = (deep[:, None, None] * profile[:, None] * along).astype(np.float32)
+def rod(spine_x=None):
+    """Return a stack with a shaft along x from 5 to 25 um, and a spine that stands on it towards lower y."""
+    z, y, x = np.arange(0, 12, 1.0)[:, None, None], np.arange(0, 8, 0.2)[:, None], np.arange(0, 30, 0.2)
+    solid = np.exp(-(((z - 6) / 1.0) ** 2) - ((y - 4) / 0.5) ** 2) * ((x >= 5) & (x <= 25))
+    if spine_x is not None:
+        solid += 0.7 * np.exp(-(((z - 6) / 1.0) ** 2) - ((x - spine_x) / 0.3) ** 2) * ((y >= 1.5) & (y < 3.5))
+    light = ndimage.gaussian_filter(solid, (0, 1.5, 1.5)).astype(np.float32)
     light += np.random.default_rng(0).normal(0, 0.01, light.shape).astype(np.float32)
-    stack = ridge.Stack(light, VOXEL)
-    path = paths.resampled(np.array([(6.0, 4.0, 5 - off), (6.0, 4.0, 25 + off)]), 0.25)
-    found = ridge.to_ends(stack, path, (True, True))
-    assert found[[0, -1], 2] == pytest.approx((5, 25), abs=0.25)
-    one = ridge.to_ends(stack, path, (False, True))
-    assert one[[0, -1], 2] == pytest.approx((5 - off, 25), abs=0.25)
-    inside = paths.resampled(np.array([(6.0, 4.0, 9.0), (6.0, 4.0, 20.0)]), 0.25)
-    assert_array_equal(ridge.to_ends(stack, inside, (True, True)), inside)  # the light goes on
+    return ridge.Stack(light, VOXEL)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("off", [-2.5, 0.0, 0.8, 2.5])
+def test_free_ends_lie_where_the_light_of_the_shaft_ends(off, flat):
+    stack = rod()
+    if flat:
+        stack = ridge.Stack(stack.light[6:7], VOXEL)
+    z = 0.0 if flat else 6.0
+    path = paths.resampled(np.array([(z, 4.0, 5 - off), (z, 4.0, 25 + off)]), 0.25)
+    found = dendrite_ends.to_ends(stack, path, (True, True))
+    assert found[[0, -1], 2] == pytest.approx((5, 25), abs=0.35)
+    assert paths.length_um(found) == pytest.approx(20, rel=0.02)
+    one = dendrite_ends.to_ends(stack, path, (False, True))
+    assert one[[0, -1], 2] == pytest.approx((5 - off, 25), abs=0.35)
+    if flat:
+        assert (found[:, 0] == 0).all()
+
+
+def test_an_end_on_a_spine_goes_back_to_the_shaft():
+    path = paths.resampled(np.array([(6.0, 4.0, 5.0), (6.0, 4.0, 22.5), (6.0, 2.0, 23.2)]), 0.25)
+    found = dendrite_ends.to_ends(rod(spine_x=23.2), path, (False, True))
+    assert found[-1] == pytest.approx((6, 4, 25), abs=0.4)
+
+
+def test_dendrites_that_cross_near_their_ends_are_two():
+    one = np.array([(3.0, 3.0, 2.0), (3.0, 3.0, 14.0)])
+    other = np.array([(3.0, 8.5, 2.0), (3.0, 2.8, 14.0)])
+    found = dendrites.trace(tube([one, other], radius=0.4), HOW)
+    assert len(found) == 2
+    for drawn in (one, other):
+        off = min(np.percentile(paths.foot_of(branch.path, drawn).distance_um, 90) for branch in found)
+        assert off < 0.3
+    assert sum(branch.length_um for branch in found) == pytest.approx(12 + np.hypot(5.7, 12), rel=0.08)
+
+
+def test_chains_are_cut_where_they_turn_back_and_nowhere_else():
+    x = np.arange(0, 8, 0.25)
+    bent = np.stack([0 * x, 0 * x, x], axis=1), np.stack([0 * x[1:], 0.6 * x[1:], 8 - x[1:]], axis=1)
+    square = np.stack([0 * x, 0 * x, x], axis=1), np.stack([0 * x[1:], x[1:], 0 * x[1:] + 7.75], axis=1)
+    for (there, back), pieces in ((bent, 2), (square, 1)):
+        points = np.concatenate([there, back])
+        chains = dendrite_ends.without_turns(points, [list(range(len(points)))])
+        assert len(chains) == pieces
+        assert sum(len(chain) for chain in chains) == len(points) - (pieces - 1)
+    assert chains[0] == list(range(len(points)))
+
+
+def test_ends_are_left_where_light_goes_on_or_there_is_none():
+    inside = paths.resampled(np.array([(6.0, 4.0, 10.0), (6.0, 4.0, 19.5)]), 0.25)
+    assert_array_equal(dendrite_ends.to_ends(rod(), inside, (True, True))[-1], inside[-1])
+    dark = ridge.Stack(np.full((12, 40, 150), -1.0, np.float32), VOXEL)
+    assert_array_equal(dendrite_ends.to_ends(dark, inside, (True, True)), inside)

@@ -12,15 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from histoquant.analysis.paths import Points, along_um, bent, frames, length_um, resampled
+from histoquant.analysis.paths import Points, bent, frames, resampled
 
 STEP_UM = 0.25
 """Spacing of points while a path is laid on its ridge."""
 
 PART_UM = 30.0
-
-END_UM, BEFORE_END_UM = 1.5, 4.0
-"""An end is looked for so far on both sides of where a path ends; its light is compared with that of so much before."""
 
 SHORTEST_BEND_UM = 6.0
 """Wavelength that a path on its ridge follows by half: the shaft bends so, spines on it do not pull it aside."""
@@ -120,41 +117,6 @@ def on_ridge(stack: Stack, path: Points, *, reach_um: float, sweeps: int = 4) ->
         moved = moved + onto[:, :1] * side + onto[:, 1:] * up
         moved = np.stack([bent(axis, weight) for axis, weight in zip(moved.T, weights, strict=True)], axis=1)
     return moved
-
-
-def to_ends(stack: Stack, path: Points, free: tuple[bool, bool]) -> Points:
-    """Return a path on its ridge whose free ends lie where the light falls to half of what it is before them.
-
-    There the end of a tube lies, whatever the optics blur. A path whose light does not fall soon is left.
-
-    Parameters
-    ----------
-    path : (n, 3) float, um
-    free : (bool, bool)
-        Whether the path begins and ends freely; other ends stay.
-    """
-    for is_free in free:
-        path = path[::-1]  # the beginning first, and the right way round after two
-        if is_free and length_um(path) > 2 * BEFORE_END_UM:
-            path = _to_end(stack, path)
-    return path
-
-
-def _to_end(stack: Stack, path: Points) -> Points:
-    left = length_um(path) - along_um(path)
-    way = path[-1] - path[int(np.argmin(left > END_UM))]
-    beyond = path[-1] + np.arange(0, END_UM, 0.1)[:, None] * way / max(float(np.linalg.norm(way)), 1e-9)
-    before = resampled(path[left <= BEFORE_END_UM], 0.1)
-    box, corner = stack.around(np.concatenate([before, beyond]), 1.0)
-    box = box.blurred(0.15)
-    light = box.at(before - corner)
-    half = 0.5 * float(np.median(light))
-    if light[-1] < half:
-        bright = np.flatnonzero(light[-round(END_UM / 0.1) :] >= half)
-        back = 0.1 * (round(END_UM / 0.1) - 1 - bright[-1]) if len(bright) else 0.0
-        return path[left >= back]
-    dark = np.flatnonzero(box.at(beyond - corner) < half)
-    return np.concatenate([path, beyond[dark[0] : dark[0] + 1]]) if len(dark) else path
 
 
 def _parts(n: int, step_um: float) -> list[slice]:
