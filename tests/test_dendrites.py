@@ -154,29 +154,6 @@ def test_an_end_on_a_spine_goes_back_to_the_shaft():
     assert found[-1] == pytest.approx((6, 4, 25), abs=0.4)
 
 
-def test_dendrites_that_cross_near_their_ends_are_two():
-    one = np.array([(3.0, 3.0, 2.0), (3.0, 3.0, 14.0)])
-    other = np.array([(3.0, 8.5, 2.0), (3.0, 2.8, 14.0)])
-    found = dendrites.trace(tube([one, other], radius=0.4), HOW)
-    assert len(found) == 2
-    for drawn in (one, other):
-        off = min(np.percentile(paths.foot_of(branch.path, drawn).distance_um, 90) for branch in found)
-        assert off < 0.3
-    assert sum(branch.length_um for branch in found) == pytest.approx(12 + np.hypot(5.7, 12), rel=0.08)
-
-
-def test_chains_are_cut_where_they_turn_back_and_nowhere_else():
-    x = np.arange(0, 8, 0.25)
-    bent = np.stack([0 * x, 0 * x, x], axis=1), np.stack([0 * x[1:], 0.6 * x[1:], 8 - x[1:]], axis=1)
-    square = np.stack([0 * x, 0 * x, x], axis=1), np.stack([0 * x[1:], x[1:], 0 * x[1:] + 7.75], axis=1)
-    for (there, back), pieces in ((bent, 2), (square, 1)):
-        points = np.concatenate([there, back])
-        chains = dendrite_ends.without_turns(points, [list(range(len(points)))])
-        assert len(chains) == pieces
-        assert sum(len(chain) for chain in chains) == len(points) - (pieces - 1)
-    assert chains[0] == list(range(len(points)))
-
-
 def test_ends_are_left_where_light_goes_on_or_there_is_none():
     inside = paths.resampled(np.array([(6.0, 4.0, 10.0), (6.0, 4.0, 19.5)]), 0.25)
     assert_array_equal(dendrite_ends.to_ends(rod(), inside, (True, True))[-1], inside[-1])

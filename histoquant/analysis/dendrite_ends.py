@@ -1,8 +1,7 @@
 """Where a traced dendrite ends.
 
 Centre lines stop too early or too late: the last of a shaft is faint, and a spine beside it can look like its end.
-So the last of a path is walked anew, straight on along the light, until that falls. And where two dendrites cross or
-meet near their ends, one line may go on from one into the other, back the way it came: it is cut there.
+So the last of a path is walked anew, straight on along the light, until that falls.
 """
 
 from __future__ import annotations
@@ -28,9 +27,6 @@ GAP_UM = 0.8
 
 NEARLY_STRAIGHT = 0.9
 """Cosine of how far aside the tracing's end may lie from a walk's to be the end of the same shaft."""
-
-SHARP_COSINE, SHARP_UM = -0.3, 3.0
-"""No dendrite turns by more than 107 degrees between so much before a place and so much after it."""
 
 STEP_UM, AHEAD_UM, BLUR_UM = 0.2, 1.0, 0.25
 
@@ -60,34 +56,6 @@ def to_ends(stack: Stack, path: Points, free: tuple[bool, bool]) -> Points:
     return path
 
 
-def without_turns(points: Points, chains: list[list[int]]) -> list[list[int]]:
-    """Cut chains of points where they turn back, as no dendrite does.
-
-    Parameters
-    ----------
-    points : (n, 3) float, um
-    chains : list of list of int
-        Numbers of points, one after the other.
-    """
-    cut = []
-    waiting = list(chains)
-    while waiting:
-        chain = waiting.pop(0)
-        path = points[chain]
-        along = along_um(path)
-        before = path - path[np.searchsorted(along, along - SHARP_UM).clip(0)]
-        after = path[np.searchsorted(along, along + SHARP_UM).clip(0, len(path) - 1)] - path
-        size = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
-        cosine = (before * after).sum(axis=1) / np.maximum(size, 1e-9)
-        cosine[(along < SHARP_UM) | (along > along[-1] - SHARP_UM)] = 1.0
-        sharpest = int(cosine.argmin())
-        if cosine[sharpest] < SHARP_COSINE:
-            waiting += [chain[:sharpest], chain[sharpest + 1 :]]
-        else:
-            cut.append(chain)
-    return cut
-
-
 def _to_end(stack: Stack, path: Points) -> Points:
     left = length_um(path) - along_um(path)
     kept = path[left >= ANEW_UM]
@@ -101,7 +69,7 @@ def _to_end(stack: Stack, path: Points) -> Points:
         return path
 
     def lit(points: Points) -> Points:
-        return box.at(points - corner) / level
+        return np.asarray(box.at(points - corner) / level, dtype=np.float64)
 
     walked = _walked(lit, kept[-1], way, ANEW_UM + BEYOND_UM, flat=stack.flat)
     if walked is None:

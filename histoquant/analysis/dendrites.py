@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
-from histoquant.analysis.dendrite_ends import to_ends, without_turns
+from histoquant.analysis.dendrite_ends import to_ends
 from histoquant.analysis.paths import Points, along_um, branch_orders, foot_of, length_um, smooth_path
 from histoquant.analysis.ridge import Stack, on_ridge
 from histoquant.analysis.tube_voxels import SMEAR, TubeVoxels, tube_voxels
@@ -112,7 +112,7 @@ def trace(stack: Stack, how: Tracing) -> list[Branch]:
     for z in np.unique(tubes.voxels[:, 0]):
         here = tubes.voxels[:, 0] == z
         thickness[here] = ndimage.gaussian_filter(small.plane(int(z)), 1)[tuple(tubes.voxels[here, 1:].T)]
-    chains = without_turns(points, _without_ghosts(points, _joined(points, pairs, how), thickness, how.spur_um))
+    chains = _without_ghosts(points, _joined(points, pairs, how), thickness, how.spur_um)
     branches: list[Branch] = []
     for tree in _trees(chains, points, thickness):
         # Blobs of cells hold many short lines, none of them far from the others.
