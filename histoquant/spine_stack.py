@@ -13,7 +13,7 @@ from histoquant import __version__, registry, store
 from histoquant.analysis import arbor, paths
 from histoquant.analysis.dendrites import Branch, trace
 from histoquant.analysis.ridge import Stack
-from histoquant.analysis.spine_score import WEIGHTS_SHA256
+from histoquant.analysis.spine_network import WEIGHTS_SHA256
 from histoquant.errors import InputError
 from histoquant.model.recipe import Recipe
 from histoquant.model.spine_settings import SpineSettings

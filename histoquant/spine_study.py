@@ -1,7 +1,7 @@
 """Dendrites and spines of a study: stacks in, densities by animal out.
 
 A stack is the unit of work and of resume: its ``provenance.json`` is written last, and its folder is taken over by the
-next start when the stack, its trace, the recipe and the scorer are what that says.
+next start when the stack, its trace, the recipe and the network are what that says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from histoquant import cluster, registry, store
 from histoquant.analysis.endpoints import endpoint_groups
 from histoquant.analysis.spine_animals import animal_table
-from histoquant.analysis.spine_score import WEIGHTS_SHA256
+from histoquant.analysis.spine_network import WEIGHTS_SHA256
 from histoquant.batch import Outcome, reference_of, write_pages
 from histoquant.cores import available_cores
 from histoquant.corrected_spines import write_corrected_spines
@@ -180,7 +180,7 @@ def _z_step(row: StudySlide) -> float | None:
 
 
 def _finished(row: StudySlide, checked: Checked, folder: RunFolder) -> bool:
-    """Return whether an earlier run finished a stack from the same files, with the same recipe and scorer."""
+    """Return whether an earlier run finished a stack from the same files, with the same recipe and network."""
     try:
         told = json.loads((folder.slide(row.slide_id) / "provenance.json").read_text(encoding="utf-8"))
         trace = _trace(row, checked.study.folder)

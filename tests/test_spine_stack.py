@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 import tifffile
 
-from histoquant.analysis import arbor, paths, spine_score
+from histoquant.analysis import arbor, paths, spine_network
 from histoquant.analysis.dendrites import Branch, lay_on_ridge
 from histoquant.analysis.ridge import Stack
-from histoquant.analysis.spines import FEATURES
-from histoquant.errors import FormatError, InputError, PixelSizeError, RecipeError
+from histoquant.errors import InputError, PixelSizeError, RecipeError
 from histoquant.inputs import read_recipe
 from histoquant.model import tables
 from histoquant.model.recipe import parse_recipe
@@ -69,7 +68,7 @@ def test_a_phantom_is_traced_and_its_spines_found(study, analysed):
     assert np.allclose(dendrites["spines_per_10um"], 10 * dendrites["n_spines"] / dendrites["length_um"])
     assert set(spines["class"].fillna("")) <= {"mushroom", "stubby", "thin", "filopodium", ""}
     assert (spines["position_um"] >= 0).all()
-    assert json.loads((out / "provenance.json").read_text())["scorer_sha256"] == spine_score.WEIGHTS_SHA256
+    assert json.loads((out / "provenance.json").read_text())["scorer_sha256"] == spine_network.WEIGHTS_SHA256
     for picture in ("overview.png", "strips.png"):
         assert (out / picture).stat().st_size > 10_000
     assert len(list((out / "traces").glob("*.swc"))) == 2
@@ -207,19 +206,5 @@ def test_recipes_of_spines_are_checked(tmp_path):
         read_recipe(shipped_recipe("spines_golgi"))
     assert (
         parse_recipe(golgi).fingerprint()
-        != parse_recipe(golgi.replace("min_score = 0.4", "min_score = 0.6")).fingerprint()
+        != parse_recipe(golgi.replace("min_score = 0.3", "min_score = 0.6")).fingerprint()
     )
-
-
-def test_the_scorer_is_what_was_shipped(monkeypatch, tmp_path):
-    trees = spine_score.scorer()
-    low, high = trees(np.full((1, len(FEATURES)), -20.0)), trees(np.zeros((3, len(FEATURES))))
-    assert low.shape == (1,)
-    assert ((high > 0) & (high < 1)).all()
-    spine_score.scorer.cache_clear()
-    changed = tmp_path / "spine_score.json"
-    changed.write_text(spine_score.WEIGHTS.read_text() + " ")
-    monkeypatch.setattr(spine_score, "WEIGHTS", changed)
-    with pytest.raises(FormatError, match="not what histoquant came with"):
-        spine_score.scorer()
-    spine_score.scorer.cache_clear()

@@ -14,20 +14,20 @@ from histoquant.analysis import spine_rules
 from histoquant.analysis.dendrites import Branch, Tracing, off_forks
 from histoquant.analysis.paths import Points, foot_of, length_um
 from histoquant.analysis.ridge import Stack
-from histoquant.analysis.spine_score import scorer
+from histoquant.analysis.spine_scene import Scene, scene_of
 from histoquant.analysis.spine_shape import Shapes, shapes_of
-from histoquant.analysis.spines import Candidates, Scene, candidates, scene_of
+from histoquant.analysis.spines import Spots, spots_of
 from histoquant.model import tables
 from histoquant.model.spine_settings import SpineSettings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NO_DIP = 0.75
-"""Two candidates with no more of a dip between them than to this share of the dimmer one are one spine."""
+NO_DIP = 0.85
+"""Two heads with no more of a dip between them than to this share of the dimmer one are one spine."""
 
 SAME_UM, SAME_DEPTH_UM = 0.6, 1.5
-"""Candidates of two dendrites so near to each other are one spine, of the dendrite that is surer."""
+"""Heads found from two dendrites so near to each other are one spine, of the dendrite that is surer."""
 
 SHORT_UM = 0.8
 """Shorter paths have no sides to look at."""
@@ -76,16 +76,13 @@ class Found:
     Attributes
     ----------
     shaft : Shaft
-    spots : Candidates
-        Those that are spines.
+    spots : Spots
     shapes : Shapes
-    score : (n,) float
     """
 
     shaft: Shaft
-    spots: Candidates
+    spots: Spots
     shapes: Shapes
-    score: Points
 
     def take(self, keep: NDArray[Any]) -> Found:
         """Return some of them."""
@@ -93,12 +90,11 @@ class Found:
             self.shaft,
             _taken(self.spots, keep),
             Shapes(**{k: v[keep] for k, v in vars(self.shapes).items()}),
-            self.score[keep],
         )
 
 
-def _taken(spots: Candidates, keep: NDArray[Any]) -> Candidates:
-    return Candidates(**{name: values[keep] for name, values in vars(spots).items()})
+def _taken(spots: Spots, keep: NDArray[Any]) -> Spots:
+    return Spots(**{name: values[keep] for name, values in vars(spots).items()})
 
 
 def tracing_of(settings: SpineSettings) -> Tracing:
@@ -135,25 +131,22 @@ def find_spines(
             found.append(None)
             continue
         scene = scene_of(stack, branch.path, reach_um=settings.reach_um)
-        spots = candidates(scene)
-        score = scorer()(spots.features)
-        sure = np.flatnonzero(score >= settings.min_score)
-        sure = sure[_apart(scene, _taken(spots, sure), score[sure])]
-        spots, score = _taken(spots, sure), score[sure]
+        spots = spots_of(scene, settings.min_score)
+        spots = _taken(spots, _apart(scene, spots))
         on = spine_rules.on_segment(spots.position_um, scene.length_um)
-        found.append(Found(Shaft.of(scene), spots, shapes_of(scene, spots), score).take(on))
+        found.append(Found(Shaft.of(scene), spots, shapes_of(scene, spots)).take(on))
     return _one_owner(found, branches, others)
 
 
-def _apart(scene: Scene, spots: Candidates, score: Points) -> NDArray[np.intp]:
-    """Return the candidates that are spines of their own: of several bright spots on one spine, the surest."""
+def _apart(scene: Scene, spots: Spots) -> NDArray[np.intp]:
+    """Return the heads that are spines of their own: of several bright spots on one spine, the surest."""
     from scipy import ndimage
 
     step = np.array(scene.straight.step_um)
     place = spots.suw * step * (1.0, 1.0, 0.5)
     kept: list[int] = []
     peak = scene.rest[tuple(np.round(spots.suw).astype(int).T)]
-    for k in np.argsort(-score, kind="stable"):
+    for k in np.argsort(-spots.score, kind="stable"):
         alone = True
         for other in kept:
             if np.linalg.norm(place[k] - place[other]) > 1.6:
@@ -183,7 +176,7 @@ def _one_owner(found: list[Found | None], branches: Sequence[Branch], others: Se
             keep &= off.distance_um > 0.9 * radius
         kept.append(keep)
     every = [
-        (-float(one.score[i]), number, i)
+        (-float(one.spots.score[i]), number, i)
         for number, one in enumerate(found)
         if one is not None
         for i in np.flatnonzero(kept[number])
@@ -279,9 +272,9 @@ def _spine_row(one: Found, i: int, settings: SpineSettings, stretch: float) -> d
         "head_area_um2": float(shapes.area_um2[i]),
         "neck_width_um": neck,
         "class": spine_rules.class_of(float(shapes.length_um[i]), head, compared, rules=settings.rules),
-        "score": float(one.score[i]),
+        "score": float(one.spots.score[i]),
     }
-    for name, place in (("", shapes.head[i]), ("tip_", shapes.tip[i]), ("base_", spots.base_um[i])):
+    for name, place in (("", spots.head_um[i]), ("tip_", shapes.tip[i]), ("base_", spots.base_um[i])):
         row |= {f"{name}{axis}_um": float(value) for axis, value in zip("zyx", place, strict=True)}
     return row
 

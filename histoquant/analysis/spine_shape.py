@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histoquant.analysis.paths import Points
-from histoquant.analysis.spines import Candidates, Scene
+from histoquant.analysis.spine_scene import Scene
+from histoquant.analysis.spines import Spots
 
 STEP_UM = 0.04
 PATCH_UM = 1.3
@@ -22,8 +23,8 @@ class Shapes:
 
     Attributes
     ----------
-    head, tip : (n, 3) float, um
-        Centre of the head, and the far edge.
+    tip : (n, 3) float, um
+        The far edge of the head.
     length_um : (n,) float
         From the shaft's surface to the tip.
     head_um, neck_um : (n,) float
@@ -33,7 +34,6 @@ class Shapes:
         Of the head, seen from above.
     """
 
-    head: Points
     tip: Points
     length_um: Points
     head_um: Points
@@ -41,18 +41,18 @@ class Shapes:
     area_um2: Points
 
 
-def shapes_of(scene: Scene, found: Candidates) -> Shapes:
-    """Measure candidates, one by one."""
+def shapes_of(scene: Scene, found: Spots) -> Shapes:
+    """Measure spines, one by one."""
     n = len(found)
-    head, tip = np.empty((n, 3)), np.empty((n, 3))
+    tip = np.empty((n, 3))
     length, width, neck, area = (np.empty(n) for _ in range(4))
     for k in range(n):
-        head[k], tip[k], width[k], neck[k], area[k] = _shape(scene, found.suw[k], found.base_um[k], found.head_um[k])
+        tip[k], width[k], neck[k], area[k] = _shape(scene, found.suw[k], found.base_um[k], found.head_um[k])
         length[k] = np.linalg.norm(tip[k] - found.base_um[k])
-    return Shapes(head, tip, length, width, neck, area)
+    return Shapes(tip, length, width, neck, area)
 
 
-def _shape(scene: Scene, suw: Points, base: Points, spot: Points) -> tuple[Points, Points, float, float, float]:
+def _shape(scene: Scene, suw: Points, base: Points, spot: Points) -> tuple[Points, float, float, float]:
     straight = scene.straight
     fine_s, fine_u, _ = straight.step_um
     mid_u = straight.light.shape[1] // 2
@@ -70,10 +70,6 @@ def _shape(scene: Scene, suw: Points, base: Points, spot: Points) -> tuple[Point
     own &= labels > 0
     if not own.any():
         own[round(s) - s0, round(u) - u0] = True
-    at_s, at_u = np.nonzero(own)
-    weight = patch[own]
-    centre_s, centre_u = s0 + np.average(at_s, weights=weight), u0 + np.average(at_u, weights=weight)
-    head = straight.place(np.array([centre_s]), np.array([centre_u]), np.array([w]))[0]
     # Across and along the spine, in the plane.
     way = np.array([(spot - base) @ _along(straight.path, round(s)), (spot - base) @ straight.side[round(s)]])
     way = way / np.linalg.norm(way) if np.linalg.norm(way) > 0.05 else np.array([0.0, 1.0 if u >= mid_u else -1.0])
@@ -96,7 +92,7 @@ def _shape(scene: Scene, suw: Points, base: Points, spot: Points) -> tuple[Point
     necks = [_width(profile(-float(d), across, span)) for d in inner]
     # With nothing between, the spine is as wide as it is where it meets the shaft.
     neck = min(necks) if necks else min(width, _width(profile(-min(gap, 0.5 * width), across, span)))
-    return head, tip, width, neck, float(own.sum() * fine_s * fine_u)
+    return tip, width, neck, float(own.sum() * fine_s * fine_u)
 
 
 def _along(path: Points, index: int) -> Points:

@@ -71,7 +71,7 @@ def spines_methods(run: Run) -> Html:
         f"Dendrites were {' or '.join(by[who] for who in traced) or 'traced'} in "
         f"{'optical density' if dark else 'fluorescence'}; lengths are those of smoothed paths in um"
         + (f", depth times {settings['z_factor']:g}" if settings["z_factor"] != 1 else "")
-        + ". Spines are bright spots beside the shaft that a scorer takes for spines with at least "
+        + ". Spines are places beside the shaft that a small network takes for their heads with at least "
         f"{settings['min_score']:g}. An animal's density is all its included spines over the length of all its "
         f"included dendrites, those without spines among them. Classes follow rule set {settings['rules']}. {CLASSES} "
     )

@@ -20,12 +20,10 @@ crop that holds all it can see, and counts do not depend on tiles.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,8 +31,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from histoquant.analysis.basins import local_basins, of_size
 from histoquant.analysis.blobs import median_diameter
 from histoquant.analysis.resample import labels_at, resampled
+from histoquant.analysis.weights import session
 from histoquant.cores import usable_threads
-from histoquant.errors import InputError, PluginError
+from histoquant.errors import InputError
 from histoquant.segmenters.planes import MIN_DIAMETER_PX, diameter_px, plane_of, with_signal
 from histoquant.segmenters.watershed import Watershed
 
@@ -275,11 +274,11 @@ def _maps(image: NDArray[np.float32], scale: Fraction) -> tuple[NDArray[np.float
     shape = tuple(math.ceil(n * scale) for n in image.shape)
     padded = tuple(-(-n // CELL) * CELL for n in shape)
     plane = resampled(image, scale, padded)
-    session = _session(WEIGHTS, usable_threads())
+    network = session(WEIGHTS, WEIGHTS_SHA256, usable_threads())
     maps = np.empty((2, *padded), dtype=np.float32)
     for seen_x, kept_x in _pieces(padded[1], PIECE_WIDTH):
         for seen_y, kept_y in _pieces(padded[0], PIECE_PX // (seen_x.stop - seen_x.start)):
-            (answer,) = session.run(None, {"image": plane[np.newaxis, np.newaxis, seen_y, seen_x]})
+            (answer,) = network.run(None, {"image": plane[np.newaxis, np.newaxis, seen_y, seen_x]})
             top, left = kept_y.start - seen_y.start, kept_x.start - seen_x.start
             kept = maps[:, kept_y, kept_x]
             kept[:] = answer[0, :, top : top + kept.shape[1], left : left + kept.shape[2]]
@@ -294,37 +293,3 @@ def _pieces(n: int, most: int) -> list[tuple[slice, slice]]:
         step = -(-n // (count * CELL)) * CELL
     kept = [slice(start, min(n, start + step)) for start in range(0, n, step)]
     return [(slice(max(0, part.start - MARGIN), min(n, part.stop + MARGIN)), part) for part in kept]
-
-
-@lru_cache(maxsize=2)
-def _session(path: Path, threads: int) -> Any:
-    """Return the network, ready to run; one is kept per process.
-
-    Raises
-    ------
-    PluginError
-        If the file of weights is missing or is not the one that came with this version.
-    """
-    try:
-        weights = path.read_bytes()
-    except OSError as error:
-        raise PluginError(
-            f"The weights of the network cannot be read from '{path}' ({error.strerror}).", "Install histoquant again."
-        ) from error
-    digest = hashlib.sha256(weights).hexdigest()
-    if digest != WEIGHTS_SHA256:
-        raise PluginError(
-            f"The weights of the network in '{path}' are not those of this version: their sha256 is {digest[:12]}..., "
-            f"not {WEIGHTS_SHA256[:12]}....",
-            "Install histoquant again.",
-        )
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # A plan of memory is kept for every shape of a crop: half as much again, for no time that was seen.
-    options.enable_mem_pattern = False
-    # Threads that wait by spinning take the core from whoever shares it: 3 to 4 times slower with one core busy.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])

@@ -152,7 +152,7 @@ class Objects:
 
     @classmethod
     def of_spines(cls, spines: pd.DataFrame, settings: SpineSettings) -> Objects:
-        """Return the spines of a stack, each on its dendrite; how sure the scorer was decides whether it is one.
+        """Return the spines of a stack, each on its dendrite; how sure the network was decides whether it is one.
 
         Parameters
         ----------

@@ -90,8 +90,8 @@ def phantoms(stacks: int) -> None:
                 others = [Branch(other.path) for other in drawn if other is not one]
                 (found,) = arbor.find_spines(stack, [branch], SETTINGS, others=others)
                 near = {"lateral_um": 0.5, "axial_um": max(1.0, z)}
-                hit = pairs(found.shapes.head, one.head, **near)
-                clear = pairs(found.shapes.head, one.head[~one.shadow], **near)
+                hit = pairs(found.spots.head_um, one.head, **near)
+                clear = pairs(found.spots.head_um, one.head[~one.shadow], **near)
                 counts = (len(one.head), int((~one.shadow).sum()), len(found.spots), hit, clear)
                 rows.append((pixel, z, *counts, one.total_um, branch.length_um))
     table = np.array(rows)
@@ -119,7 +119,7 @@ def twophoton(data: Path) -> None:
     for number, (path, tips) in enumerate(marked):
         one = found[number]
         n = len(one.spots)
-        for what, place in (("heads", one.shapes.head), ("tips", one.shapes.tip)):
+        for what, place in (("heads", one.spots.head_um), ("tips", one.shapes.tip)):
             hit = pairs(place, tips, lateral_um=1.0, axial_um=2.0)
             print(
                 f"dendrite {number}, found {what} to marked tips: recall {hit / len(tips):.3f} precision {hit / n:.3f}"

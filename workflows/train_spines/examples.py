@@ -1,92 +1,173 @@
-"""Candidates with answers: phantoms, dendrites 0 and 1 of the two-photon stack, and the train pictures of Meng."""
+"""Dendrites as the network sees them, with their spines: phantoms, dendrites 0 and 1 of the two-photon stack, Meng."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import shapely
 import tifffile
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
+from scipy import ndimage
 
-from histoquant.analysis import dendrites, spines
+from histoquant.analysis import dendrites
 from histoquant.analysis.paths import smooth_path
 from histoquant.analysis.ridge import Stack, on_ridge
+from histoquant.analysis.spine_network import PLANES, STEP_UM, grid_of, on_straight, planes_of
+from histoquant.analysis.spine_scene import Scene, scene_of
 from histoquant.phantom.dendrite_plan import DendritePlan
-from histoquant.phantom.dendrites import draw_dendrite, draw_stack, moved, photograph
+from histoquant.phantom.dendrites import Dendrite, draw_dendrite, draw_stack, moved, photograph
 
 REACH_UM = 4.0
 MENG_UM = {1024: 0.07, 512: 0.14}
 """Assumed: these pictures do not say their pixel size; spines are then 0.5 to 1.6 um long."""
 
 IN_VIVO = 1.6
-FAINT = np.log(7.0)
-"""Answer of a candidate, in SD of the background's, below which a mark beside it is not believed to mean it."""
+"""From this blur on nobody counts what lies over and under a shaft: there the answer is neither yes nor no."""
+
+FAINT = 6.0
+"""Light over the noise below which a mark is not believed to mean what is brightest beside it."""
+
+MARK_UM = (3.0, 1.2, 1.2)
+"""Marks are at tips, and only so exact: a head lies this near, along w, s and u."""
+
 TRACING = dendrites.Tracing((0.3, 0.5, 0.9), 8.0, 4.0, 5.0, 6.0)
 
 
-def matched(found, true, answer, *, lateral_um, axial_um):
-    """Return which candidates are a true spine: one to one, near, and of several the brightest."""
-    hit = np.zeros(len(found), bool)
-    if len(found) and len(true):
-        lateral = np.linalg.norm(found[:, None, 1:] - true[None, :, 1:], axis=2)
-        axial = np.abs(found[:, None, 0] - true[None, :, 0])
-        near = (lateral <= lateral_um) & (axial <= axial_um)
-        cost = np.where(near, lateral - 0.3 * answer[:, None], 1e3)
-        i, j = linear_sum_assignment(cost)
-        hit[i[near[i, j]]] = True
-    return hit
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One dendrite.
+
+    Attributes
+    ----------
+    kind : str
+    planes : (len(PLANES), w, s, u) float16
+    heads : (n, 3) float
+        On the network's grid.
+    ignored : (w, s, u) bool
+        Where nothing is learnt, heads apart.
+    marks : (n, 3) float
+        Tips that a person marked, where that is what is known.
+    """
+
+    kind: str
+    planes: np.ndarray
+    heads: np.ndarray
+    ignored: np.ndarray
+    marks: np.ndarray
+
+    @classmethod
+    def of(cls, kind: str, scene: Scene, heads, ignored=None, marks=()) -> Example:
+        """Lay a dendrite and its heads on the grid; heads off it are left out."""
+        size = grid_of(scene)
+        heads = np.asarray(heads, dtype=float).reshape(-1, 3)
+        heads = heads[((heads > -0.5) & (heads < np.array(size) - 0.5)).all(axis=1)]
+        planes = planes_of(scene, 0, size[1]).astype(np.float16)
+        ignored = np.zeros(size, bool) if ignored is None else ignored
+        return cls(kind, planes, heads, ignored, np.asarray(marks, dtype=float).reshape(-1, 3))
 
 
 def plans(n: int, seed: int) -> Iterator[DendritePlan]:
-    """Phantoms of many optics, voxels, noises and densities."""
+    """Phantoms of many optics, voxels, noises and densities; coarse planes and two-photon are the most."""
     rng = np.random.default_rng(seed)
     for k in range(n):
-        in_vivo = k % 2 == 0
+        kind = rng.choice(["confocal", "coarse", "in vivo", "golgi"], p=[0.3, 0.33, 0.27, 0.1])
+        in_vivo = kind == "in vivo"
         yield DendritePlan(
-            assay="golgi" if k % 6 == 1 else "spines",
+            assay="golgi" if kind == "golgi" else "spines",
             size_um=(26.0, 32.0),
             pixel_size_um=float(rng.choice([0.065, 0.08, 0.1, 0.13])),
-            z_step_um=1.0 if in_vivo else float(rng.choice([0.3, 0.5, 0.7, 1.0])),
-            spines_per_10um=(float(rng.uniform(0, 4)), float(rng.uniform(4, 12)), float(rng.uniform(8, 24))),
-            tilt_deg=float(rng.uniform(0, 45)),
-            photons=float(np.exp(rng.uniform(np.log(40), np.log(400)))),
-            blur=float(rng.uniform(1.8, 2.8)) if in_vivo else float(rng.uniform(0.8, 1.5)),
+            z_step_um=1.0 if kind in ("coarse", "in vivo") else float(rng.choice([0.3, 0.5, 0.7])),
+            spines_per_10um=(float(rng.uniform(0, 4)), float(rng.uniform(4, 12)), float(rng.uniform(8, 22)))[
+                :: int(rng.choice([-1, 1]))
+            ],
+            tilt_deg=float(rng.uniform(0, 45 if k % 2 else 20)),
+            photons=float(np.exp(rng.uniform(*np.log((60, 2000) if in_vivo else (40, 500))))),
+            blur=float(rng.uniform(1.8, 2.8) if in_vivo else rng.uniform(0.8, 1.5)),
             seed=int(rng.integers(1 << 30)),
         )
 
 
-def phantom_stack(plan: DendritePlan):
-    """Return a phantom's dendrites and its stack, as light."""
+def fibre(size_um, rng) -> Dendrite:
+    """Draw a thin fibre with swellings that goes through a stack somewhere: an axon."""
+    start = rng.uniform((2, 0, 0), np.maximum(np.array(size_um) - (2, 0, 0), (2.1, 1, 1)))
+    one = draw_dendrite(start, rng.uniform(0, 360), rng.uniform(-25, 25), float(rng.uniform(15, 40)), 0.0, rng)
+    n = max(1, round(one.total_um / rng.uniform(3, 8)))
+    at, none = one.path[rng.integers(0, len(one.path), n)], np.zeros(n)
+    swollen = rng.uniform(0.3, 0.9, n)
+    radius = float(rng.uniform(0.07, 0.16))
+    return Dendrite(one.path, radius, none, none, none, swollen, none, at, at, at, np.ones(n, bool))
+
+
+def phantom_stack(plan: DendritePlan, *, fibres: int = 0):
+    """Return a phantom's dendrites and its stack, as light; through it go some fibres, up to so many."""
     rng = np.random.default_rng(plan.seed)
     drawn, shape = draw_stack(plan, 1.0, rng)
-    pixels = photograph(drawn, shape, plan, rng)
-    light = pixels.astype(np.float32)
+    voxel = np.array([plan.z_step_um, plan.pixel_size_um, plan.pixel_size_um])
+    others = []
+    if fibres and rng.random() < 0.6:
+        others = [fibre(np.array(shape) * voxel, rng) for _ in range(int(rng.integers(0, fibres + 1)))]
+    light = photograph(drawn + others, shape, plan, rng).astype(np.float32)
     if light.ndim == 4:
         light = -np.log10(np.maximum(light, 1) / np.percentile(light, 95)).mean(axis=3)
-    return drawn, Stack(
-        (light - np.median(light)).astype(np.float32), (plan.z_step_um, plan.pixel_size_um, plan.pixel_size_um)
-    )
+    return drawn, Stack((light - np.median(light)).astype(np.float32), tuple(voxel))
 
 
-def of_phantoms(n: int, seed: int):
+def on_grid(scene: Scene, points_um):
+    """Return where points lie on the network's grid, (n, 3)."""
+    straight, size = scene.straight, grid_of(scene)
+    places = np.empty((len(points_um), 3))
+    for k, point in enumerate(points_um):
+        off = point - straight.path
+        aside, up = (off * straight.side).sum(axis=1), (off * straight.up).sum(axis=1)
+        left = np.linalg.norm(off - aside[:, None] * straight.side - up[:, None] * straight.up, axis=1)
+        nearest = int((left + 0.02 * np.hypot(aside, up)).argmin())
+        um = (up[nearest] if size[0] > 1 else 0.0, nearest * straight.step_um[0], aside[nearest])
+        places[k] = np.array(um) / STEP_UM + (size[0] // 2, 0, (size[2] - 1) / 2)
+    return places
+
+
+def around(size, places, reach_um):
+    """Return which places of the grid lie in an ellipsoid around some."""
+    near, reach = np.zeros(size, bool), np.array(reach_um) / STEP_UM
+    for place in places:
+        low = np.clip(np.floor(place - reach).astype(int), 0, size)
+        high = np.clip(np.ceil(place + reach).astype(int) + 1, 0, size)
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        near[box] |= sum(((g - c) / r) ** 2 for g, c, r in zip(np.ogrid[box], place, reach, strict=True)) <= 1
+    return near
+
+
+def brightest(planes, where):
+    """Return the place of the grid at which the strongest blob of what is left without the shaft is, where asked."""
+    rest = planes[PLANES.index("rest")].astype(np.float32)
+    # SciPy's Laplacian of a width of 0 is the picture itself: a single plane is looked at as a plane.
+    flat = rest.shape[0] == 1
+    answer = np.zeros_like(rest)
+    for size in (1.8, 2.7):
+        answer -= size**2 * ndimage.gaussian_laplace(
+            rest[0] if flat else rest, (size, size) if flat else (0.5, size, size)
+        )
+    return np.array(np.unravel_index(np.where(where, answer, -np.inf).argmax(), answer.shape))
+
+
+def of_phantoms(n: int, seed: int) -> Iterator[Example]:
     for plan in plans(n, seed):
-        drawn, stack = phantom_stack(plan)
+        drawn, stack = phantom_stack(plan, fibres=5)
+        in_vivo = plan.blur > IN_VIVO
         for one in drawn:
-            path = on_ridge(stack, one.path[::4], reach_um=0.6)
-            found = spines.candidates(spines.scene_of(stack, path, reach_um=REACH_UM))
-            reach = {"lateral_um": 0.5, "axial_um": max(1.0, plan.z_step_um)}
-            hit = matched(found.head_um, one.head, found.features[:, 0], **reach)
-            keep = np.ones(len(hit), bool)
-            if plan.blur > IN_VIVO:
-                # With light smeared along z nobody counts what lies over and under a shaft: no answer, not a no.
-                keep = ~matched_any(found.head_um, one.head[one.shadow], **reach) | (
-                    hit & matched_any(found.head_um, one.head[~one.shadow], **reach)
-                )
-            yield found.features[keep], hit[keep], f"phantom {plan.assay}"
+            scene = scene_of(stack, on_ridge(stack, one.path[::4], reach_um=0.6), reach_um=REACH_UM)
+            hidden = around(grid_of(scene), on_grid(scene, one.head[one.shadow]), (1.0, 0.35, 0.35))
+            yield Example.of(
+                "golgi" if plan.assay == "golgi" else "in vivo" if in_vivo else "confocal",
+                scene,
+                on_grid(scene, one.head[~one.shadow] if in_vivo else one.head),
+                hidden if in_vivo else None,
+            )
 
 
 def two_photon(folder: Path):
@@ -103,23 +184,17 @@ def two_photon(folder: Path):
     return stack, found
 
 
-def of_two_photon(folder: Path):
+def of_two_photon(folder: Path) -> Iterator[Example]:
     stack, marked = two_photon(folder)
     for number, (path, tips) in enumerate(marked):
-        found = spines.candidates(spines.scene_of(stack, path, reach_um=REACH_UM))
-        hit = matched(found.head_um, tips, found.features[:, 0], lateral_um=1.3, axial_um=3.0)
-        # What lies beside a mark without being the match is no sure negative: marks are tips, not heads.
-        near = matched_any(found.head_um, tips, 1.0, 3.0) & ~hit
-        # Nor is a mark where next to nothing shines: its nearest noise would be learnt as a spine.
-        near |= hit & (found.features[:, 0] < FAINT)
-        yield found.features[~near], hit[~near], f"two-photon {number}"
-
-
-def matched_any(found, true, lateral_um, axial_um):
-    if not len(found) or not len(true):
-        return np.zeros(len(found), bool)
-    lateral = np.linalg.norm(found[:, None, 1:] - true[None, :, 1:], axis=2)
-    return ((lateral <= lateral_um) & (np.abs(found[:, None, 0] - true[None, :, 0]) <= axial_um)).any(axis=1)
+        scene = scene_of(stack, path, reach_um=REACH_UM)
+        size, marks = grid_of(scene), on_grid(scene, tips)
+        planes = planes_of(scene, 0, size[1])
+        heads = [brightest(planes, around(size, [mark], MARK_UM)) for mark in marks]
+        noise = 2 * np.sinh(3 * planes[PLANES.index("rest_noise")])
+        heads = {tuple(head) for head in heads if noise[tuple(head)] > FAINT}
+        # What lies beside a mark without being meant is no sure negative: marks are tips, not heads.
+        yield Example.of(f"two-photon {number}", scene, sorted(heads), around(size, marks, MARK_UM), marks)
 
 
 def meng_picture(path: Path) -> Stack:
@@ -128,48 +203,24 @@ def meng_picture(path: Path) -> Stack:
     return Stack(grey[None], (1.0, size, size))
 
 
-def inside(points_px, polygon) -> np.ndarray:
-    """Return which points (y, x) lie in a polygon of (x, y)."""
-    import shapely
-
-    shape = shapely.Polygon(polygon).buffer(0)
-    return shapely.covers(shape, shapely.points(points_px[:, ::-1]))
-
-
-def of_meng(folder: Path, split: str):
+def of_meng(folder: Path, split: str) -> Iterator[Example]:
     notes = json.loads((folder / "annotations.json").read_text())
-    for name in sorted(notes):
-        if not name.startswith(split):
-            continue
+    for name in sorted(name for name in notes if name.startswith(split)):
         stack = meng_picture(folder / name)
-        polygons = [entry["xy"] for entry in notes[name]]
+        polygons = [shapely.Polygon(entry["xy"]).buffer(0) for entry in notes[name]]
         for branch in dendrites.trace(stack, TRACING):
-            found = spines.candidates(spines.scene_of(stack, branch.path, reach_um=REACH_UM))
-            if not len(found):
-                continue
-            points = found.head_um[:, 1:] / stack.voxel_um[1:]
-            hit = np.zeros(len(found), bool)
+            scene = scene_of(stack, branch.path, reach_um=REACH_UM)
+            size = grid_of(scene)
+            places = np.moveaxis(np.indices(size), 0, -1).reshape(-1, 3)
+            yx = scene.straight.place(*on_straight(scene, places).T)[:, 1:] / stack.voxel_um[1:]
+            points, planes = shapely.points(yx[:, ::-1]), planes_of(scene, 0, size[1])
+            heads, marked = [], np.zeros(size, bool)
             for polygon in polygons:
-                within = inside(points, polygon)
-                if within.any():
-                    hit[np.flatnonzero(within)[found.features[within, 0].argmax()]] = True
-            yield found.features, hit, f"meng {split}"
-
-
-def gather(data: Path, *, phantoms: int, seed: int):
-    rows, answers, kinds = [], [], []
-    sources = [
-        of_phantoms(phantoms, seed),
-        of_two_photon(data / "spines_twophoton"),
-        of_meng(data / "spines_meng", "train"),
-    ]
-    for source in sources:
-        for features, hit, kind in source:
-            rows.append(features)
-            answers.append(hit)
-            kinds += [kind] * len(hit)
-            print(kind, len(hit), int(hit.sum()), flush=True)
-    return np.concatenate(rows), np.concatenate(answers), np.array(kinds)
+                inside = shapely.covers(polygon, points).reshape(size)
+                if inside.sum() >= 4:
+                    heads.append(brightest(planes, inside))
+                    marked |= inside
+            yield Example.of(f"meng {split}", scene, heads, marked)
 
 
 def picture_of(drawn, plan: DendritePlan, rng) -> Stack:
