@@ -127,8 +127,11 @@ def twophoton(data: Path) -> None:
         covered = dendrites.covered(path, traced, within_um=1.0)
         whole = paths.length_um(path)
         here = {}
+        feet = [paths.foot_of(b.path, path) for b in traced]
         for within in (1.0, 1.5):
-            near = [(paths.foot_of(b.path, path).distance_um < within)[1:] for b in traced]
+            # What goes on past the ends of the person's path has its foot at an end.
+            beside = [(foot.position_um > 0) & (foot.position_um < whole) for foot in feet]
+            near = [((foot.distance_um < within) & on)[1:] for foot, on in zip(feet, beside, strict=True)]
             here[within] = sum(float(paths.steps_um(b.path)[k].sum()) for b, k in zip(traced, near, strict=True))
         told = ", ".join(f"{own:.1f} um within {d} ({own / whole - 1:+.3f})" for d, own in here.items())
         print(
