@@ -154,6 +154,15 @@ def test_an_end_on_a_spine_goes_back_to_the_shaft():
     assert found[-1] == pytest.approx((6, 4, 25), abs=0.4)
 
 
+def test_a_gap_that_the_tracing_bridged_is_no_end():
+    stack = rod()
+    light = stack.light.copy()
+    light[:, :, round(22.3 / VOXEL[2]) : round(23.7 / VOXEL[2])] *= 0.1
+    path = paths.resampled(np.array([(6.0, 4.0, 5.0), (6.0, 4.0, 24.7)]), 0.25)
+    found = dendrite_ends.to_ends(ridge.Stack(light, VOXEL), path, (False, True))
+    assert found[-1, 2] == pytest.approx(25, abs=0.4)
+
+
 def test_ends_are_left_where_light_goes_on_or_there_is_none():
     inside = paths.resampled(np.array([(6.0, 4.0, 10.0), (6.0, 4.0, 19.5)]), 0.25)
     assert_array_equal(dendrite_ends.to_ends(rod(), inside, (True, True))[-1], inside[-1])

@@ -63,6 +63,14 @@ def test_heads_are_found_where_they_are_and_stand_on_the_shaft(scene):
     assert ((spots.score >= 0.4) & (spots.score <= 1)).all()
 
 
+def test_heads_are_found_in_a_picture_of_one_plane():
+    stack = stack_of(HEADS * (0, 1, 1) + (6, 0, 0))
+    flat = Stack(stack.light[12:13], VOXEL)
+    spots = spots_of(scene_of(flat, AXIS * (0, 1, 1), reach_um=4.0), 0.3)
+    order = np.argsort(spots.head_um[:, 2])
+    assert_allclose(spots.head_um[order, 1:], HEADS[:, 1:], atol=0.3)
+
+
 def test_a_bare_shaft_has_no_spines():
     assert not len(spots_of(scene_of(stack_of([]), AXIS, reach_um=4.0), 0.4))
 

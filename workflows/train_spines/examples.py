@@ -29,9 +29,6 @@ MENG_UM = {1024: 0.07, 512: 0.14}
 IN_VIVO = 1.6
 """From this blur on nobody counts what lies over and under a shaft: there the answer is neither yes nor no."""
 
-FAINT = 6.0
-"""Light over the noise below which a mark is not believed to mean what is brightest beside it."""
-
 MARK_UM = (3.0, 1.2, 1.2)
 """Marks are at tips, and only so exact: a head lies this near, along w, s and u."""
 
@@ -189,12 +186,8 @@ def of_two_photon(folder: Path) -> Iterator[Example]:
     for number, (path, tips) in enumerate(marked):
         scene = scene_of(stack, path, reach_um=REACH_UM)
         size, marks = grid_of(scene), on_grid(scene, tips)
-        planes = planes_of(scene, 0, size[1])
-        heads = [brightest(planes, around(size, [mark], MARK_UM)) for mark in marks]
-        noise = 2 * np.sinh(3 * planes[PLANES.index("rest_noise")])
-        heads = {tuple(head) for head in heads if noise[tuple(head)] > FAINT}
-        # What lies beside a mark without being meant is no sure negative: marks are tips, not heads.
-        yield Example.of(f"two-photon {number}", scene, sorted(heads), around(size, marks, MARK_UM), marks)
+        # Marks are tips: which head is meant, and that what lies beside it is none, is told by `train.seen`.
+        yield Example.of(f"two-photon {number}", scene, [], around(size, marks, MARK_UM), marks)
 
 
 def meng_picture(path: Path) -> Stack:
