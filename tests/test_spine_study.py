@@ -86,7 +86,7 @@ def test_a_changed_number_is_computed_again(study, finished, tmp_path):
     shutil.copytree(finished, out)
     recipe = tmp_path / "recipe.toml"
     before = (study / "recipe.toml").read_text()
-    recipe.write_text(before.replace("min_score = 0.3", "min_score = 0.9"))
+    recipe.write_text(before.replace("min_score = 0.25", "min_score = 0.9"))
     assert recipe.read_text() != before
     told = []
     run_spines(

@@ -23,7 +23,7 @@ from histoquant.model.spine_settings import SpineSettings
 if TYPE_CHECKING:
     import pandas as pd
 
-NO_DIP = 0.8
+NO_DIP = 0.85
 """Two heads with no more of a dip between them than to this share of the dimmer one are one spine."""
 
 SAME_UM, SAME_DEPTH_UM = 0.6, 1.5

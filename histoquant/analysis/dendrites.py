@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
@@ -135,7 +135,8 @@ def _centre_lines(tubes: TubeVoxels, points: Points, spur_um: float) -> NDArray[
     """Return the centre lines of all objects, as pairs of voxels that follow each other.
 
     From one end of an object the cheapest ways lead to all its voxels, cheap where the answer is best (Sato et al.
-    2000, TEASAR). The farthest voxel's way is the first line and covers what lies beside it; so on with the rest.
+    2000, TEASAR). The longest way is the first line and covers what lies beside it; so on with the rest. Not the
+    dearest one: that is a spine's, where the answer is low, and leaves the end of the shaft as a spur.
     """
     if not len(points):
         return np.empty((0, 2), dtype=np.intp)
@@ -153,17 +154,27 @@ def _centre_lines(tubes: TubeVoxels, points: Points, spur_um: float) -> NDArray[
     for number in np.flatnonzero(extent > LEAST_EXTENT_UM):
         members = order[edges[number] : edges[number + 1]]
         own = graph[members][:, members]
-        first = csgraph.dijkstra(own, directed=False, indices=int(np.argmin(points[members].sum(axis=1))))
-        far, back = csgraph.dijkstra(own, directed=False, indices=int(np.argmax(first)), return_predecessors=True)
-        pairs += [members[line] for line in _lines(points[members], far, back, spur_um)]
+        flattened = points[members] / (SMEAR, 1.0, 1.0)
+        far, _ = _ways_from(int(np.argmin(points[members].sum(axis=1))), own, flattened)
+        far, back = _ways_from(int(np.argmax(far)), own, flattened)
+        pairs += [members[line] for line in _lines(flattened, far, back, spur_um)]
     return np.concatenate(pairs) if pairs else np.empty((0, 2), dtype=np.intp)
 
 
-def _lines(points: Points, far: Points, back: NDArray[np.int32], spur_um: float) -> list[NDArray[np.intp]]:
+def _ways_from(first: int, graph: sparse.csr_array, places: Points) -> tuple[Points, NDArray[np.int32]]:
+    """Return how long the cheapest ways from a voxel to all others are, um, and the voxel before the last on each."""
+    cost, back = csgraph.dijkstra(graph, directed=False, indices=first, return_predecessors=True)
+    step = np.linalg.norm(places - places[np.maximum(back, 0)], axis=1)
+    long = np.zeros(len(places))
+    for voxel in np.argsort(cost, kind="stable")[1:]:
+        long[voxel] = long[back[voxel]] + step[voxel]
+    return long, back
+
+
+def _lines(places: Points, far: Points, back: NDArray[np.int32], spur_um: float) -> list[NDArray[np.intp]]:
     """Return the steps of an object's lines, (k, 2) each, from the cheapest ways to all its voxels."""
-    flattened = points / (SMEAR, 1.0, 1.0)
-    tree = cKDTree(flattened)
-    covered, on_line = np.zeros(len(points), dtype=bool), np.zeros(len(points), dtype=bool)
+    tree = cKDTree(places)
+    covered, on_line = np.zeros(len(places), dtype=bool), np.zeros(len(places), dtype=bool)
     found = []
     for target in np.argsort(-far, kind="stable"):
         if covered[target]:
@@ -172,9 +183,9 @@ def _lines(points: Points, far: Points, back: NDArray[np.int32], spur_um: float)
         while back[line[-1]] >= 0 and not on_line[line[-1]]:
             line.append(int(back[line[-1]]))
         steps = np.array(line)
-        length = float(np.linalg.norm(flattened[target] - flattened[steps[-1]]))
+        length = float(np.linalg.norm(places[target] - places[steps[-1]]))
         # Also what is too short for a branch covers its surroundings: they are no branch either.
-        near = tree.query_ball_point(flattened[steps], COVER_UM)
+        near = tree.query_ball_point(places[steps], COVER_UM)
         covered[np.unique(np.concatenate([np.asarray(n, dtype=np.intp) for n in near]))] = True
         if length > spur_um or not on_line.any():
             on_line[steps] = True

@@ -21,7 +21,7 @@ from histoquant.analysis.spine_scene import NO_DEPTH, Scene
 from histoquant.analysis.weights import session
 
 WEIGHTS = Path(__file__).with_name("spines.onnx")
-WEIGHTS_SHA256 = "f65c91eb52111befc15ef23ec99e3959d280736a15d2e42ec73ea1846af5863a"
+WEIGHTS_SHA256 = "47d0d048b6212322118f327748b4d620f9ab9f8b27aa39b6a83469677314d250"
 
 STEP_UM = (0.4, 0.1, 0.1)
 """Of the network's grid along w (depth), s (the dendrite) and u (aside)."""

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import shapely
 import tifffile
+from crowd import CULTURE, TISSUE, crowded_stack, light_of
 from PIL import Image
 from scipy import ndimage
 
@@ -20,7 +21,7 @@ from histoquant.analysis.ridge import Stack, on_ridge
 from histoquant.analysis.spine_network import PLANES, STEP_UM, grid_of, on_straight, planes_of
 from histoquant.analysis.spine_scene import Scene, scene_of
 from histoquant.phantom.dendrite_plan import DendritePlan
-from histoquant.phantom.dendrites import Dendrite, draw_dendrite, draw_stack, moved, photograph
+from histoquant.phantom.dendrites import draw_dendrite, draw_stack, moved, photograph
 
 REACH_UM = 4.0
 MENG_UM = {1024: 0.07, 512: 0.14}
@@ -68,17 +69,20 @@ class Example:
         return cls(kind, planes, heads, ignored, np.asarray(marks, dtype=float).reshape(-1, 3))
 
 
+PLANES_UM = {"confocal": (0.3, 0.5, 0.7), "coarse": (1.0,), "in vivo": (0.8, 1.0, 1.0, 1.5), "golgi": (0.3, 0.5, 0.7)}
+
+
 def plans(n: int, seed: int) -> Iterator[DendritePlan]:
     """Phantoms of many optics, voxels, noises and densities; coarse planes and two-photon are the most."""
     rng = np.random.default_rng(seed)
     for k in range(n):
-        kind = rng.choice(["confocal", "coarse", "in vivo", "golgi"], p=[0.3, 0.33, 0.27, 0.1])
+        kind = rng.choice(["confocal", "coarse", "in vivo", "golgi"], p=[0.24, 0.38, 0.28, 0.1])
         in_vivo = kind == "in vivo"
         yield DendritePlan(
             assay="golgi" if kind == "golgi" else "spines",
             size_um=(26.0, 32.0),
             pixel_size_um=float(rng.choice([0.065, 0.08, 0.1, 0.13])),
-            z_step_um=1.0 if kind in ("coarse", "in vivo") else float(rng.choice([0.3, 0.5, 0.7])),
+            z_step_um=float(rng.choice(PLANES_UM[kind])),
             spines_per_10um=(float(rng.uniform(0, 4)), float(rng.uniform(4, 12)), float(rng.uniform(8, 22)))[
                 :: int(rng.choice([-1, 1]))
             ],
@@ -89,29 +93,13 @@ def plans(n: int, seed: int) -> Iterator[DendritePlan]:
         )
 
 
-def fibre(size_um, rng) -> Dendrite:
-    """Draw a thin fibre with swellings that goes through a stack somewhere: an axon."""
-    start = rng.uniform((2, 0, 0), np.maximum(np.array(size_um) - (2, 0, 0), (2.1, 1, 1)))
-    one = draw_dendrite(start, rng.uniform(0, 360), rng.uniform(-25, 25), float(rng.uniform(15, 40)), 0.0, rng)
-    n = max(1, round(one.total_um / rng.uniform(3, 8)))
-    at, none = one.path[rng.integers(0, len(one.path), n)], np.zeros(n)
-    swollen = rng.uniform(0.3, 0.9, n)
-    radius = float(rng.uniform(0.07, 0.16))
-    return Dendrite(one.path, radius, none, none, none, swollen, none, at, at, at, np.ones(n, bool))
-
-
-def phantom_stack(plan: DendritePlan, *, fibres: int = 0):
-    """Return a phantom's dendrites and its stack, as light; through it go some fibres, up to so many."""
+def phantom_stack(plan: DendritePlan):
+    """Return a phantom's dendrites and its stack, as light, with nothing else in it."""
     rng = np.random.default_rng(plan.seed)
     drawn, shape = draw_stack(plan, 1.0, rng)
-    voxel = np.array([plan.z_step_um, plan.pixel_size_um, plan.pixel_size_um])
-    others = []
-    if fibres and rng.random() < 0.6:
-        others = [fibre(np.array(shape) * voxel, rng) for _ in range(int(rng.integers(0, fibres + 1)))]
-    light = photograph(drawn + others, shape, plan, rng).astype(np.float32)
-    if light.ndim == 4:
-        light = -np.log10(np.maximum(light, 1) / np.percentile(light, 95)).mean(axis=3)
-    return drawn, Stack((light - np.median(light)).astype(np.float32), tuple(voxel))
+    return drawn, Stack(
+        light_of(photograph(drawn, shape, plan, rng)), (plan.z_step_um, plan.pixel_size_um, plan.pixel_size_um)
+    )
 
 
 def on_grid(scene: Scene, points_um):
@@ -152,19 +140,19 @@ def brightest(planes, where):
     return np.array(np.unravel_index(np.where(where, answer, -np.inf).argmax(), answer.shape))
 
 
-def of_phantoms(n: int, seed: int) -> Iterator[Example]:
-    for plan in plans(n, seed):
-        drawn, stack = phantom_stack(plan, fibres=5)
-        in_vivo = plan.blur > IN_VIVO
-        for one in drawn:
-            scene = scene_of(stack, on_ridge(stack, one.path[::4], reach_um=0.6), reach_um=REACH_UM)
-            hidden = around(grid_of(scene), on_grid(scene, one.head[one.shadow]), (1.0, 0.35, 0.35))
-            yield Example.of(
-                "golgi" if plan.assay == "golgi" else "in vivo" if in_vivo else "confocal",
-                scene,
-                on_grid(scene, one.head[~one.shadow] if in_vivo else one.head),
-                hidden if in_vivo else None,
-            )
+def of_phantom(plan: DendritePlan) -> Iterator[Example]:
+    """Return a phantom's dendrites; in vivo what lies over and under a shaft is left open."""
+    in_vivo = plan.blur > IN_VIVO
+    drawn, stack = crowded_stack(plan, TISSUE if in_vivo else CULTURE)
+    for one in drawn:
+        scene = scene_of(stack, on_ridge(stack, one.path[::4], reach_um=0.6), reach_um=REACH_UM)
+        hidden = around(grid_of(scene), on_grid(scene, one.head[one.shadow]), (1.0, 0.35, 0.35))
+        yield Example.of(
+            "golgi" if plan.assay == "golgi" else "in vivo" if in_vivo else "confocal",
+            scene,
+            on_grid(scene, one.head[~one.shadow] if in_vivo else one.head),
+            hidden if in_vivo else None,
+        )
 
 
 def two_photon(folder: Path):

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=spine_network.WEIGHTS)
     given = parser.parse_args()
     network = SpineNet(len(spine_network.PLANES))
-    network.load_state_dict(torch.load(given.weights, weights_only=True))
+    network.load_state_dict(torch.load(given.weights, weights_only=True, map_location="cpu"))
     axes = {2: "w", 3: "s", 4: "u"}
     torch.onnx.export(
         Answer(network).eval(),

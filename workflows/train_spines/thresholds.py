@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from histoquant.analysis.spine_network import summits
 
-SCORES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
+SCORES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
 
 def main() -> None:
@@ -30,9 +30,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=777)
     given = parser.parse_args()
     network = SpineNet(len(PLANES)).eval()
-    network.load_state_dict(torch.load(given.weights, weights_only=True))
+    network.load_state_dict(torch.load(given.weights, weights_only=True, map_location="cpu"))
     counts = defaultdict(lambda: np.zeros(3, int))  # true, paired, wrong
-    for one in examples.of_phantoms(given.stacks, given.seed):
+    for one in (one for plan in examples.plans(given.stacks, given.seed) for one in examples.of_phantom(plan)):
         with torch.inference_mode():
             odds = network(torch.from_numpy(one.planes.astype(np.float32))[None])[0, 0]
         places, score = summits(torch.sigmoid(odds).numpy(), min(SCORES))
