@@ -6,6 +6,10 @@ from numpy.testing import assert_array_equal
 from scipy import ndimage
 
 from histoquant.analysis import dendrite_ends, dendrites, paths, ridge, tube_voxels, tubes
+from histoquant.analysis.arbor import tracing_of
+from histoquant.model.spine_settings import SpineSettings
+from histoquant.phantom import DendritePlan
+from histoquant.phantom.dendrites import draw_dendrite, moved, photograph
 
 HOW = dendrites.Tracing((0.3, 0.5, 0.9), 8.0, 4.0, 4.0, 6.0)
 VOXEL = (1.0, 0.2, 0.2)
@@ -152,6 +156,18 @@ def test_an_end_on_a_spine_goes_back_to_the_shaft():
     path = paths.resampled(np.array([(6.0, 4.0, 5.0), (6.0, 4.0, 22.5), (6.0, 2.0, 23.2)]), 0.25)
     found = dendrite_ends.to_ends(rod(spine_x=23.2), path, (False, True))
     assert found[-1] == pytest.approx((6, 4, 25), abs=0.4)
+
+
+def test_a_line_ends_with_the_shaft_and_not_on_the_dearest_spine():
+    # In this phantom the way to a spine 6 um before the end costs more than the way to the end.
+    plan, rng = DendritePlan(pixel_size_um=0.13, z_step_um=1.0), np.random.default_rng(48)
+    one = draw_dendrite(np.zeros(3), 30.0, 40.0, 24.0, 15.0, rng)
+    one = moved(one, 4.0 - one.path.min(axis=0))
+    shape = tuple(int(n) for n in np.ceil((one.path.max(axis=0) + 4) / (1.0, 0.13, 0.13)))
+    pixels = photograph([one], shape, plan, np.random.default_rng(48))
+    stack = ridge.Stack(pixels, (1.0, 0.13, 0.13), float(np.median(pixels)))
+    (found,) = dendrites.trace(stack, tracing_of(SpineSettings()))
+    assert found.length_um == pytest.approx(one.total_um, rel=0.03)
 
 
 def test_a_gap_that_the_tracing_bridged_is_no_end():

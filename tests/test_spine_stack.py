@@ -77,6 +77,26 @@ def test_a_phantom_is_traced_and_its_spines_found(study, analysed):
     assert {name: paths.length_um(path) for name, path in lines.items()} == pytest.approx(told.to_dict())
 
 
+@pytest.mark.parametrize(("pixel_um", "blur"), [(0.065, 1.0), (0.1, 1.2)])
+def test_diameters_are_those_of_the_heads_not_of_the_blur(pixel_um, blur):
+    plan = DendritePlan(size_um=(20.0, 52.0), spines_per_10um=(8.0,), pixel_size_um=pixel_um, blur=blur, seed=5)
+    drawn, shape = draw_stack(plan, 1.0, np.random.default_rng(5))
+    pixels = photograph(drawn, shape, plan, np.random.default_rng(6))
+    stack = Stack(pixels, (0.5, pixel_um, pixel_um), float(np.median(pixels)))
+    (branch,) = lay_on_ridge(stack, [Branch(drawn[0].path[::4])])
+    settings = SpineSettings(resolution_um=2.355 * 0.09 * blur)
+    (found,) = arbor.find_spines(stack, [branch], settings)
+    clear = np.flatnonzero(~drawn[0].shadow)
+    apart = np.linalg.norm(drawn[0].head[clear, None] - found.spots.head_um[None], axis=2)
+    met = clear[apart.min(axis=1) < 0.4]
+    told, true = found.shapes.head_um[apart.argmin(axis=1)[apart.min(axis=1) < 0.4]], drawn[0].head_um[met]
+    small = true < 0.35
+    assert small.sum() >= 4 and (~small).sum() >= 4
+    assert np.median(told[small]) == pytest.approx(np.median(true[small]), abs=0.08)
+    assert np.median(told[~small]) == pytest.approx(np.median(true[~small]), rel=0.15)
+    assert np.median(found.shapes.looks_um) > np.median(told)  # a point looks wider than most heads are
+
+
 def test_equal_inputs_give_equal_bytes(study, analysed, tmp_path):
     analyse_stack(study / "slides/M1_s1.ome.tif", tmp_path / "again")
     for name in ("dendrites.csv", "spines.csv", "sholl.csv", "traces/tree_1.swc"):

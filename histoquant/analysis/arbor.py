@@ -134,7 +134,8 @@ def find_spines(
         spots = spots_of(scene, settings.min_score)
         spots = _taken(spots, _apart(scene, spots))
         on = spine_rules.on_segment(spots.position_um, scene.length_um)
-        found.append(Found(Shaft.of(scene), spots, shapes_of(scene, spots)).take(on))
+        shapes = shapes_of(scene, spots, resolution_um=settings.resolution_um, pixel_um=stack.voxel_um[2])
+        found.append(Found(Shaft.of(scene), spots, shapes).take(on))
     return _one_owner(found, branches, others)
 
 
@@ -262,9 +263,10 @@ def tables_of(
 
 def _spine_row(one: Found, i: int, settings: SpineSettings, stretch: float) -> dict[str, Any]:
     shapes, spots = one.shapes, one.spots
-    head, neck = float(shapes.head_um[i]), float(shapes.neck_um[i])
-    # Where a neck looks no wider than a point does, it may be any narrower: heads that look alike are not told apart.
-    compared = neck if neck > settings.resolution_um or head / neck > 1.1 else float("nan")
+    head, looks, neck = (float(sizes[i]) for sizes in (shapes.head_um, shapes.looks_um, shapes.neck_um))
+    # Head and neck are compared as they look. Where a neck looks no wider than a point does, it may be any narrower:
+    # heads that look alike are not told apart.
+    compared = head * neck / looks if neck > settings.resolution_um or looks / neck > 1.1 else float("nan")
     row: dict[str, Any] = {
         "position_um": float(spots.position_um[i]) * stretch,
         "length_um": float(shapes.length_um[i]),

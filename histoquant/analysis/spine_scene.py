@@ -21,6 +21,9 @@ SHAFT_WINDOW_UM = 9.0
 BEYOND_UM = 1.5
 """The picture goes on so far past both ends, so that heads that lean over an end are seen whole."""
 
+SMOOTH_UM, SMOOTH_DEPTH_UM = 0.1, 0.25
+"""Standard deviation of what the light is smoothed with, in the plane and along z."""
+
 NO_DEPTH = 8.0
 """Smear of an image of one plane."""
 
@@ -74,7 +77,9 @@ def scene_of(stack: Stack, path: Points, *, reach_um: float) -> Scene:
     straight = straighten(stack, extended, reach_um=reach_um, deep_um=reach_um)
     fine, _, deep = straight.step_um
     flat = straight.light.shape[2] == 1
-    smooth = ndimage.gaussian_filter(straight.light, (0.1 / fine, 0.1 / fine, 0 if flat else 0.25 / deep))
+    smooth = ndimage.gaussian_filter(
+        straight.light, (SMOOTH_UM / fine, SMOOTH_UM / fine, 0 if flat else SMOOTH_DEPTH_UM / deep)
+    )
     u, w = straight.u_um, straight.w_um
     core = (np.abs(u) <= 0.25)[:, None] & (np.abs(w) <= 0.5)[None]
     bright = smooth[:, core].mean(axis=1)

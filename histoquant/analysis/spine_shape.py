@@ -1,4 +1,8 @@
-"""The size of a spine: length, head and neck, as they look at half of the head's brightness."""
+"""The size of a spine: length, head and neck, from how they look at half of the head's brightness.
+
+Light draws a point as wide as most heads are. So a head's diameter is what is left of its look without a point's,
+squares from squares, over what a ball of diameter 1 adds.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,21 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histoquant.analysis.paths import Points
-from histoquant.analysis.spine_scene import Scene
+from histoquant.analysis.spine_scene import SMOOTH_UM, Scene
 from histoquant.analysis.spines import Spots
 
 STEP_UM = 0.04
 PATCH_UM = 1.3
 """Heads are measured within this distance of their brightest point."""
+
+FWHM = float(np.sqrt(8 * np.log(2)))
+"""Width at half height of a bell curve, over its standard deviation."""
+
+BALL = 0.66
+"""By how much a ball of diameter 1 is wider at half height than a point, in squares: measured on phantoms of any blur."""
+
+LEAST = 0.4
+"""Of the optics' width: no head is told to be smaller."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,29 +40,50 @@ class Shapes:
         The far edge of the head.
     length_um : (n,) float
         From the shaft's surface to the tip.
-    head_um, neck_um : (n,) float
-        Width of the head, and the least width between it and the shaft, both across the spine and as they look; where a
-        head sits on the shaft, the neck is as wide as the spine is there.
+    head_um : (n,) float
+        Diameter of the head, across the spine, without the blur of the optics.
+    looks_um, neck_um : (n,) float
+        Width of the head, and the least width between it and the shaft, as they look; where a head sits on the shaft,
+        the neck is as wide as the spine is there.
     area_um2 : (n,) float
-        Of the head, seen from above.
+        Of the head, seen from above, without the blur.
     """
 
     tip: Points
     length_um: Points
     head_um: Points
+    looks_um: Points
     neck_um: Points
     area_um2: Points
 
 
-def shapes_of(scene: Scene, found: Spots) -> Shapes:
-    """Measure spines, one by one."""
+def shapes_of(scene: Scene, found: Spots, *, resolution_um: float, pixel_um: float) -> Shapes:
+    """Measure spines, one by one.
+
+    Parameters
+    ----------
+    resolution_um : float
+        Width at half height that the optics give a point, in the plane.
+    pixel_um : float
+        Side of the stack's pixels.
+    """
     n = len(found)
     tip = np.empty((n, 3))
-    length, width, neck, area = (np.empty(n) for _ in range(4))
+    length, looks, neck, area = (np.empty(n) for _ in range(4))
     for k in range(n):
-        tip[k], width[k], neck[k], area[k] = _shape(scene, found.suw[k], found.base_um[k], found.head_um[k])
+        tip[k], looks[k], neck[k], area[k] = _shape(scene, found.suw[k], found.base_um[k], found.head_um[k])
         length[k] = np.linalg.norm(tip[k] - found.base_um[k])
-    return Shapes(tip, length, width, neck, area)
+    head = diameter_um(looks, resolution_um, pixel_um)
+    return Shapes(tip, length, head, looks, neck, area * (head / looks) ** 2)
+
+
+def diameter_um(looks_um: Points, resolution_um: float, pixel_um: float) -> Points:
+    """Return the diameters of balls that look so wide, in light that has been smoothed by `SMOOTH_UM`.
+
+    A pixel is a box of its size, and values between pixels are linear: together half a pixel of standard deviation.
+    """
+    point = resolution_um**2 + FWHM**2 * (SMOOTH_UM**2 + (pixel_um / 2) ** 2)
+    return np.asarray(np.maximum(np.sqrt(np.maximum(looks_um**2 - point, 0)) / BALL, LEAST * resolution_um))
 
 
 def _shape(scene: Scene, suw: Points, base: Points, spot: Points) -> tuple[Points, float, float, float]:

@@ -51,7 +51,8 @@ class SpineSettings(BaseModel):
         gt=0,
         le=2,
         title="Resolution (um)",
-        description="Width at half height of a point in the plane. Necks that look no wider are not compared.",
+        description="Width at half height that the optics give a point in the plane. It is taken out of the widths of "
+        "heads; necks that look no wider are not compared.",
     )
     min_segment_um: float = Field(
         0.0, ge=0, le=1000, title="Shortest segment (um)", description="Shorter segments are listed, but not included."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ import pandas as pd
 
 from histoquant.analysis.dendrites import Branch
 from histoquant.analysis.spine_rules import density_per_10um
+from histoquant.analysis.spine_shape import FWHM
 from histoquant.phantom.dendrite_plan import RECIPES, DendritePlan
-from histoquant.phantom.dendrites import Dendrite, draw_stack, photograph
+from histoquant.phantom.dendrites import SIGMA_UM, Dendrite, draw_stack, photograph
 from histoquant.phantom.study import begin_study, refused, shipped_recipe
 from histoquant.readers.swc import swc_text
 
@@ -26,9 +28,10 @@ ANIMAL_SD = 0.1
 def make_dendrites(out: Path, plan: DendritePlan, *, progress: Callable[[float], None] | None = None) -> Path:
     """Make a synthetic study of dendrites of known truth that can be run as it is.
 
-    Writes ``slides/*.ome.tif``, ``recipe.toml``, ``study.csv`` and, per stack, ``truth/<stack>/dendrites.csv``,
-    ``spines.csv`` and ``traces/dendrite_<n>.swc`` with the columns that the analysis writes, and more: ``kind`` is the
-    class by rule set A from true sizes, ``z_shadow`` tells heads over and under the shaft.
+    Writes ``slides/*.ome.tif``, ``study.csv``, ``recipe.toml`` with the width of the optics and, per stack,
+    ``truth/<stack>/dendrites.csv``, ``spines.csv`` and ``traces/dendrite_<n>.swc`` with the columns that the analysis
+    writes, and more: ``kind`` is the class by rule set A from true sizes, ``z_shadow`` tells heads over and under the
+    shaft.
 
     Returns
     -------
@@ -43,7 +46,9 @@ def make_dendrites(out: Path, plan: DendritePlan, *, progress: Callable[[float],
         If the folder cannot be written.
     """
     out = Path(out)
-    sheet = begin_study(out, shipped_recipe(RECIPES[plan.assay]).read_text("utf-8"))
+    recipe = shipped_recipe(RECIPES[plan.assay]).read_text("utf-8")
+    point_um = FWHM * plan.blur * SIGMA_UM[plan.assay][2]
+    sheet = begin_study(out, re.sub(r"(?m)^resolution_um = .*", f"resolution_um = {point_um:.3f}", recipe))
     told = progress or (lambda share: None)
     rows: list[dict[str, Any]] = []
     try:
