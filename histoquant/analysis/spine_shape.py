@@ -24,7 +24,7 @@ FWHM = float(np.sqrt(8 * np.log(2)))
 """Width at half height of a bell curve, over its standard deviation."""
 
 BALL = 0.66
-"""By how much a ball of diameter 1 is wider at half height than a point, in squares: measured on phantoms of any blur."""
+"""By how much a ball of diameter 1 is wider at half height than a point, in squares: measured on phantoms."""
 
 LEAST = 0.4
 """Of the optics' width: no head is told to be smaller."""
