@@ -1,6 +1,7 @@
 """Train the network that finds spines; `export.py` puts it into the package.
 
     python workflows/train_spines/train.py DATA --out run
+    python workflows/train_spines/train.py DATA --out run --stacks 540 --minutes 3 4 --together 16     # a graphics card
     python workflows/train_spines/export.py run/weights.pt
 
 DATA is the folder that holds `spines_twophoton` and `spines_meng`. Needs `requirements.txt`, which histoquant itself
