@@ -90,9 +90,7 @@ def length() -> None:
         found = dendrites.trace(examples.picture_of([one], plan, rng), arbor.tracing_of(SETTINGS))
         errors.append(sum(b.length_um for b in found) / one.total_um - 1)
     size = np.abs(errors)
-    print(
-        f"  {(size <= 0.02).sum()} of 40 within 2 %; mean size {size.mean():.4f}, mean {np.mean(errors):+.4f}, worst"
-    )
+    print(f"  {(size <= 0.02).sum()} of 40 within 2 %; mean size {size.mean():.4f}, mean {np.mean(errors):+.4f}, worst")
     print("  " + ", ".join(f"{errors[k]:+.4f}" for k in np.argsort(-size)[:4]))
 
 

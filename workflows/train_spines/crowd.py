@@ -13,7 +13,9 @@ from histoquant.analysis.ridge import Stack
 from histoquant.phantom.dendrite_plan import DendritePlan
 from histoquant.phantom.dendrites import Dendrite, draw_dendrite, draw_stack, photograph
 
-FIBRE_UM = (15, 40)
+LENGTH_UM = (15, 40)
+"""Of what goes through a stack."""
+
 THREAD_UM = 0.01
 """Radius of an axis that holds next to no label: only what hangs on it is seen."""
 
@@ -40,18 +42,18 @@ class Crowd:
         Share of stacks whose brightest voxels are all the same.
     """
 
-    fibres: int = 5
-    specks: int = 0
-    passing: float = 0.1
-    knots_per_10um: float = 0.0
-    lobed: float = 0.0
-    thinner: float = 0.0
-    smear: float = 1.0
-    clipped: float = 0.0
+    fibres: int
+    specks: int
+    passing: float
+    knots_per_10um: float
+    lobed: float
+    thinner: float
+    smear: float
+    clipped: float
 
 
-TISSUE = Crowd(14, 25, 0.4, 1.5, 0.5, 0.4, 1.7, 0.3)
-CULTURE = Crowd(5, 4, 0.15, 0.7, 0.35, 0.2, 1.0, 0.2)
+TISSUE = Crowd(fibres=14, specks=25, passing=0.4, knots_per_10um=1.5, lobed=0.5, thinner=0.4, smear=1.7, clipped=0.3)
+CULTURE = Crowd(fibres=5, specks=4, passing=0.15, knots_per_10um=0.7, lobed=0.35, thinner=0.2, smear=1.0, clipped=0.2)
 
 
 def swellings(path, radius: float, at, wide) -> Dendrite:
@@ -63,7 +65,9 @@ def swellings(path, radius: float, at, wide) -> Dendrite:
 def passing(size_um, rng, per_10um: float) -> Dendrite:
     """Draw a dendrite that goes through a stack somewhere."""
     start = rng.uniform((2, 0, 0), np.maximum(np.array(size_um) - (2, 0, 0), (2.1, 1, 1)))
-    return draw_dendrite(start, rng.uniform(0, 360), rng.uniform(-25, 25), float(rng.uniform(*FIBRE_UM)), per_10um, rng)
+    return draw_dendrite(
+        start, rng.uniform(0, 360), rng.uniform(-25, 25), float(rng.uniform(*LENGTH_UM)), per_10um, rng
+    )
 
 
 def fibre(size_um, rng) -> Dendrite:
