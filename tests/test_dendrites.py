@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from scipy import ndimage
 
-from histoquant.analysis import dendrite_ends, dendrites, paths, ridge, tube_voxels, tubes
+from histoquant.analysis import dendrite_chains, dendrite_ends, dendrites, paths, ridge, tube_voxels, tubes
 from histoquant.analysis.arbor import tracing_of
 from histoquant.model.spine_settings import SpineSettings
 from histoquant.phantom import DendritePlan
@@ -168,6 +168,31 @@ def test_a_line_ends_with_the_shaft_and_not_on_the_dearest_spine():
     stack = ridge.Stack(pixels, (1.0, 0.13, 0.13), float(np.median(pixels)))
     (found,) = dendrites.trace(stack, tracing_of(SpineSettings()))
     assert found.length_um == pytest.approx(one.total_um, rel=0.03)
+
+
+def test_dendrites_that_cross_near_their_ends_are_two():
+    one = np.array([(3.0, 3.0, 2.0), (3.0, 3.0, 16.0)])
+    other = np.array([(3.0, 9.5, 2.0), (3.0, 2.8, 16.0)])
+    found = dendrites.trace(tube([one, other], radius=0.4), HOW)
+    assert len(found) == 2
+    for drawn in (one, other):
+        off = min(np.percentile(paths.foot_of(branch.path, drawn).distance_um, 90) for branch in found)
+        assert off < 0.3
+    assert sum(branch.length_um for branch in found) == pytest.approx(14 + np.hypot(6.7, 14), rel=0.08)
+
+
+@pytest.mark.parametrize(("turn_deg", "after_um", "pieces"), [(150, 12, 2), (90, 12, 1), (150, 5, 1)])
+def test_chains_are_cut_where_they_turn_back_and_both_parts_are_long(turn_deg, after_um, pieces):
+    x, back = np.arange(0, 12, 0.25), np.arange(0.25, after_um, 0.25)
+    turn = np.radians(turn_deg)
+    there = np.stack([0 * x, 0 * x, x], axis=1)
+    points = np.concatenate([
+        there, there[-1] + np.stack([0 * back, back * np.sin(turn), back * np.cos(turn)], axis=1)
+    ])  # fmt: skip
+    chains = dendrite_chains.without_turns(points, [list(range(len(points)))], 8.0)
+    assert len(chains) == pieces
+    assert sum(len(chain) for chain in chains) == len(points) - (pieces - 1)
+    assert abs(len(chains[0]) - len(there if pieces == 2 else points)) <= 1
 
 
 def test_a_gap_that_the_tracing_bridged_is_no_end():

@@ -77,6 +77,18 @@ def test_a_phantom_is_traced_and_its_spines_found(study, analysed):
     assert {name: paths.length_um(path) for name, path in lines.items()} == pytest.approx(told.to_dict())
 
 
+def test_axes_of_phantoms_keep_apart_where_they_cross():
+    from scipy.spatial.distance import cdist
+
+    plan = DendritePlan()
+    for seed in (0, 1, 5):  # side by side as drawn, the axes of 0 and 5 would come within 1.1 and 0.3 um
+        drawn, shape = draw_stack(plan, 1.0, np.random.default_rng(seed))
+        for k, one in enumerate(drawn):
+            assert all(cdist(one.path, other.path).min() > 2.9 for other in drawn[:k])
+            assert (one.path[:, 0] > 4).all()
+            assert (one.path[:, 0] < (shape[0] - 1) * plan.z_step_um - 4).all()
+
+
 @pytest.mark.parametrize(("pixel_um", "blur"), [(0.065, 1.0), (0.1, 1.2)])
 def test_diameters_are_those_of_the_heads_not_of_the_blur(pixel_um, blur):
     plan = DendritePlan(size_um=(20.0, 52.0), spines_per_10um=(8.0,), pixel_size_um=pixel_um, blur=blur, seed=5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
+from histoquant.analysis.dendrite_chains import COVER_UM, joined, without_ghosts, without_turns
 from histoquant.analysis.dendrite_ends import to_ends
 from histoquant.analysis.paths import Points, along_um, branch_orders, foot_of, length_um, smooth_path
 from histoquant.analysis.ridge import Stack, on_ridge
@@ -20,20 +20,6 @@ from histoquant.analysis.tubes import Coarse, tubularity
 
 RIDGE_REACH_UM = 0.6
 LEAST_EXTENT_UM = 1.5
-COVER_UM = 1.0
-"""What lies within this distance of a line belongs to it: shafts are up to 2 um thick."""
-
-GHOST_UM, GHOST_RATIO, GHOST_SHARE = 8.0, 2.0, 0.6
-"""A line is a ghost when a line this many times brighter lies over or under this share of it, so near in depth."""
-
-TOUCHING_UM = 3.0
-"""Ends as near as this are joined whichever way they point: dendrites curl."""
-
-SHARE_OF_GAP = 0.6
-"""Of the widest gap between two ends, over which an end is joined to a dendrite's flank."""
-
-JOIN_COSINE = 0.6
-"""Two ends face each other when the gap goes on within 53 degrees of both."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +98,8 @@ def trace(stack: Stack, how: Tracing) -> list[Branch]:
     for z in np.unique(tubes.voxels[:, 0]):
         here = tubes.voxels[:, 0] == z
         thickness[here] = ndimage.gaussian_filter(small.plane(int(z)), 1)[tuple(tubes.voxels[here, 1:].T)]
-    chains = _without_ghosts(points, _joined(points, pairs, how), thickness, how.spur_um)
+    chains = joined(points, pairs, spur_um=how.spur_um, gap_um=how.gap_um, min_length_um=how.min_length_um)
+    chains = without_turns(points, without_ghosts(points, chains, thickness, how.spur_um), how.min_length_um)
     branches: list[Branch] = []
     for tree in _trees(chains, points, thickness):
         # Blobs of cells hold many short lines, none of them far from the others.
@@ -191,159 +178,6 @@ def _lines(places: Points, far: Points, back: NDArray[np.int32], spur_um: float)
             on_line[steps] = True
             found.append(np.stack([steps[:-1], steps[1:]], axis=1))
     return found
-
-
-def _joined(points: Points, pairs: NDArray[np.intp], how: Tracing) -> list[list[int]]:
-    """Return chains of points between branch points and ends, without spurs and with gaps closed."""
-    chains = _without_spurs(points, pairs, how.spur_um)
-    joins = _joins(points, chains, how)
-    if joins:
-        kept = np.concatenate([np.stack([chain[:-1], chain[1:]], axis=1) for chain in map(np.array, chains)])
-        chains = _without_spurs(points, np.concatenate([kept, np.array(joins)]), how.spur_um)
-    return chains
-
-
-def _without_ghosts(
-    points: Points, chains: list[list[int]], light: NDArray[np.float32], spur_um: float
-) -> list[list[int]]:
-    """Drop chains that run over or under a much brighter one, or within the thickness of a longer one.
-
-    Optics may draw a bright shaft a second time: in vivo (two-photon) 4 to 6 um over it, as dim as a sixth.
-    """
-    members = np.concatenate([np.array(chain) for chain in chains]) if chains else np.empty(0, dtype=np.intp)
-    if not len(members):
-        return chains
-    chain_of = np.repeat(np.arange(len(chains)), [len(chain) for chain in chains])
-    size = np.array([len(chain) for chain in chains])
-    above = cKDTree(points[members][:, 1:])
-    pairs = []
-    for number, chain in enumerate(chains):
-        steps = np.array(chain)
-        hidden = 0
-        for step, near in zip(steps, above.query_ball_point(points[steps][:, 1:], COVER_UM), strict=True):
-            other = members[near]
-            apart = np.abs(points[other, 0] - points[step, 0])
-            ghost = (light[other] > GHOST_RATIO * max(float(light[step]), 0.0)) & (apart <= GHOST_UM)
-            double = (size[chain_of[near]] > size[number]) & (apart <= SMEAR * COVER_UM)
-            hidden += bool(((ghost | double) & (chain_of[near] != number)).any())
-        if hidden <= GHOST_SHARE * len(steps):
-            pairs.append(np.stack([steps[:-1], steps[1:]], axis=1))
-    return _without_spurs(points, np.concatenate(pairs), spur_um) if pairs else []
-
-
-def _without_spurs(points: Points, pairs: NDArray[np.intp], spur_um: float) -> list[list[int]]:
-    """Cut a forest into chains, dropping its shortest short twig until there is none."""
-    while True:
-        chains = _chains(len(points), pairs)
-        count = np.bincount([end for chain in chains for end in (chain[0], chain[-1])], minlength=len(points))
-        twigs = [
-            (float(np.linalg.norm((points[chain[0]] - points[chain[-1]]) / (SMEAR, 1.0, 1.0))), chain)
-            for chain in chains
-            if (count[chain[0]] == 1) != (count[chain[-1]] == 1)
-        ]
-        short = sorted((size, chain) for size, chain in twigs if size <= spur_um)
-        if not short:
-            return chains
-        # One twig per branch point and round: of two at a point, the longer may be the dendrite's own end.
-        seen: set[int] = set()
-        drop: set[tuple[int, int]] = set()
-        for _, chain in short:
-            fork = chain[0] if count[chain[0]] > 1 else chain[-1]
-            if fork not in seen:
-                seen.add(fork)
-                drop |= {(min(a, b), max(a, b)) for a, b in pairwise(chain)}
-        pairs = np.array([pair for pair in pairs if (min(pair), max(pair)) not in drop]).reshape(-1, 2)
-
-
-def _chains(n: int, pairs: NDArray[np.intp]) -> list[list[int]]:
-    """Return the chains of a forest between points that have not two neighbours."""
-    beside: dict[int, list[int]] = {}
-    for a, b in pairs.tolist():
-        beside.setdefault(a, []).append(b)
-        beside.setdefault(b, []).append(a)
-    chains, done = [], set()
-    for start in sorted(beside):
-        if len(beside[start]) == 2:
-            continue
-        for step in beside[start]:
-            if (start, step) in done:
-                continue
-            chain = [start, step]
-            while len(beside[chain[-1]]) == 2:
-                first, second = beside[chain[-1]]
-                chain.append(second if first == chain[-2] else first)
-            done |= {(start, step), (chain[-1], chain[-2])}
-            chains.append(chain)
-    return chains
-
-
-def _joins(points: Points, chains: list[list[int]], how: Tracing) -> list[tuple[int, int]]:
-    """Return pairs of points to be joined, without loops: ends that face each other, and ends that face a flank."""
-    count: dict[int, int] = {}
-    for chain in chains:
-        for end in (chain[0], chain[-1]):
-            count[end] = count.get(end, 0) + 1
-    ends, ways, tree_of = [], [], []
-    parent = list(range(len(chains)))
-    at: dict[int, int] = {}
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
-    for number, chain in enumerate(chains):
-        for end in (chain[0], chain[-1]):
-            if end in at:
-                parent[root(number)] = root(at[end])
-            at[end] = number
-    flattened = points / (SMEAR, 1.0, 1.0)
-    for number, chain in enumerate(chains):
-        if length_um(points[np.array(chain)]) < 1.0:
-            continue
-        for line in (chain, chain[::-1]):
-            if count[line[0]] == 1:
-                way = flattened[line[0]] - flattened[line[min(len(line) - 1, 12)]]
-                ends.append(line[0])
-                ways.append(way / max(np.linalg.norm(way), 1e-9))
-                tree_of.append(number)
-    if not ends:
-        return []
-    place, way = flattened[np.array(ends)], np.array(ways)
-    gap = place[None] - place[:, None]
-    size = np.linalg.norm(gap, axis=2)
-    unit = gap / np.maximum(size, 1e-9)[..., None]
-    facing = np.minimum((unit * way[:, None]).sum(axis=2), -(unit * way[None]).sum(axis=2))
-    near = (size <= how.gap_um) & ((facing > JOIN_COSINE) | (size < TOUCHING_UM)) & (size > 0)
-    joins, used = [], set()
-    for i, j in sorted(zip(*np.nonzero(np.triu(near)), strict=True), key=lambda pair: size[pair]):
-        if i in used or j in used or root(tree_of[i]) == root(tree_of[j]):
-            continue
-        used |= {i, j}
-        parent[root(tree_of[i])] = root(tree_of[j])
-        joins.append((ends[i], ends[j]))
-    # An end of a whole dendrite may also point at the flank of another, from which it branches off.
-    whole: dict[int, list[int]] = {}
-    for number, chain in enumerate(chains):
-        whole.setdefault(root(number), []).extend((chain[0], chain[-1]))
-    long = {tree for tree, of in whole.items() if np.linalg.norm(np.ptp(flattened[of], axis=0)) >= how.min_length_um}
-    members = np.concatenate([np.array(chain) for chain in chains])
-    chain_of = np.repeat(np.arange(len(chains)), [len(chain) for chain in chains])
-    close = cKDTree(flattened[members]).query_ball_point(place, SHARE_OF_GAP * how.gap_um)
-    for i, found in enumerate(close):
-        if i in used or not found or root(tree_of[i]) not in long:
-            continue
-        step = flattened[members[found]] - place[i]
-        far = np.linalg.norm(step, axis=1)
-        ahead = (step @ way[i]) / np.maximum(far, 1e-9)
-        for k in np.argsort(far, kind="stable"):
-            other = int(chain_of[found[k]])
-            if ahead[k] > JOIN_COSINE and root(other) != root(tree_of[i]) and root(other) in long:
-                long.add(root(other))
-                parent[root(tree_of[i])] = root(other)
-                joins.append((ends[i], int(members[found[k]])))
-                break
-    return joins
 
 
 def _trees(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from histoquant.analysis.paths import Points, along_um, frames, resampled
 from histoquant.analysis.spine_rules import class_of
@@ -28,6 +29,9 @@ SIGMA_UM = {"spines": (0.30, 0.09, 0.09), "golgi": (0.45, 0.11, 0.11)}
 
 UNEVEN, UNEVEN_UM = 0.12, 0.6
 """Shafts are no pipes: their radius and their label vary by this share, over about this length."""
+
+APART_UM = 3.0
+"""Axes keep this distance: nothing tells which way two go on that touch where they cross."""
 
 SHARES = {"mushroom": 0.3, "stubby": 0.2, "thin": 0.44, "filopodium": 0.06}
 
@@ -253,6 +257,8 @@ def draw_stack(
         middle = dendrites[-1].path[:, 0].mean()
         # Dendrites lie at depths that keep them from meeting where they cross.
         dendrites[-1] = moved(dendrites[-1], np.array([4.5 * k - middle, 0.0, 0.0]))
+        while _nearest(dendrites[-1], dendrites[:-1]) < APART_UM:
+            dendrites[-1] = moved(dendrites[-1], np.array([1.0, 0.0, 0.0]))
     low = min(float(one.path[:, 0].min()) for one in dendrites) - 4.5
     high = max(float(one.path[:, 0].max()) for one in dendrites) + 4.5
     dendrites = [moved(one, np.array([-low, 0.0, 0.0])) for one in dendrites]
@@ -262,6 +268,11 @@ def draw_stack(
         round(width / plan.pixel_size_um),
     )
     return dendrites, shape
+
+
+def _nearest(one: Dendrite, others: list[Dendrite]) -> float:
+    """Return how near the axis of a dendrite comes to those of others."""
+    return min((float(cKDTree(other.path).query(one.path)[0].min()) for other in others), default=np.inf)
 
 
 def moved(one: Dendrite, by: Points) -> Dendrite:
