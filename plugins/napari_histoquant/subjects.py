@@ -5,6 +5,7 @@ A session, its panel and its layers treat all alike: objects with a place, a cla
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -232,7 +233,9 @@ class OpenStack(OpenSlide):
         z, row = float(self.objects.z_um[index]), self._measured.get(int(self.objects.label[index]))
         if row is None:
             return self._crops.at(z, y, x)
-        return self._crops.at(z, y, x, (row.base_y_um, row.base_x_um), row.head_width_um)
+        # The outline goes round what is seen, and the optics draw a head wider than it is.
+        seen_um = math.hypot(row.head_width_um, self.results.settings.resolution_um)
+        return self._crops.at(z, y, x, (row.base_y_um, row.base_x_um), seen_um)
 
     def seen_at(self, y_um: float, x_um: float) -> tuple[str, float | None]:
         """Return the dendrite nearest to a place, and the depth near its own at which most is seen there."""

@@ -54,6 +54,18 @@ def tables_of(root, slide):
     return read_table(root / "slides" / slide / "spines.csv", tables.SPINES)
 
 
+def test_spines_are_outlined_as_wide_as_they_look(session, root):
+    table, px = tables_of(root, session.here.slide_id), session.here.results.pixel_size_um
+    point_um, within = session.here.results.settings.resolution_um, 0
+    for index, row in enumerate(table.itertuples()):
+        long = np.hypot(row.y_um - row.base_y_um, row.x_um - row.base_x_um)
+        if long < 1.2:  # those that lie whole in their crop
+            wide, within = np.hypot(row.head_width_um, point_um), within + 1
+            outlined = session.here.crop(index).inside.sum() * px**2
+            assert outlined == pytest.approx(long * wide + np.pi / 4 * wide**2, rel=0.3)
+    assert within > 3
+
+
 def test_spines_come_up_with_their_classes_and_dendrites(session, root):
     found, table = session.here.objects, tables_of(root, session.here.slide_id)
     assert (found.kind, session.markers) == ("spine", [CLASS])

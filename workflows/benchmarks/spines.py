@@ -113,12 +113,12 @@ def phantoms(stacks: int) -> None:
                 others = [Branch(other.path) for other in drawn if other is not one]
                 (found,) = arbor.find_spines(stack, [branch], settings, others=others)
                 near = {"lateral_um": 0.5, "axial_um": max(1.0, z)}
-                hit = pairs(found.spots.head_um, one.head, **near)
+                hits = list(zip(*matched(found.spots.head_um, one.head, **near), strict=True))
                 clear = pairs(found.spots.head_um, one.head[~one.shadow], **near)
-                counts = (len(one.head), int((~one.shadow).sum()), len(found.spots), hit, clear)
+                counts = (len(one.head), int((~one.shadow).sum()), len(found.spots), len(hits), clear)
                 rows.append((number, *counts, one.total_um, branch.length_um))
                 _, told = arbor.tables_of([branch], [found], settings)
-                for i, j in zip(*matched(found.spots.head_um, one.head, **near), strict=True):
+                for i, j in hits:
                     right = told["class"].iloc[i] == one.classes("A")[j]
                     heads.append((number, one.head_um[j], told["head_width_um"].iloc[i], right))
     table, head_table = np.array(rows), np.array(heads)

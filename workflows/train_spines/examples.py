@@ -70,6 +70,7 @@ class Example:
 
 
 PLANES_UM = {"confocal": (0.3, 0.5, 0.7), "coarse": (1.0,), "in vivo": (0.8, 1.0, 1.0, 1.5), "golgi": (0.3, 0.5, 0.7)}
+"""Distances of planes, one of them by chance."""
 
 
 def plans(n: int, seed: int) -> Iterator[DendritePlan]:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from histoquant.analysis.spine_network import FLAT, summits
 
 SHARES = {"confocal": 0.45, "in vivo": 0.18, "golgi": 0.07, "meng": 0.2, "two-photon": 0.1}
-"""How often each kind is looked at; confocal is half of it with 1 um planes."""
+"""How often each kind is looked at; three fifths of confocal have 1 um planes."""
 
 LENGTH = 160
 """Steps of the grid along a dendrite that are looked at together."""
