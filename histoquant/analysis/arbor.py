@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from histoquant.analysis.paths import Points, foot_of, length_um
 from histoquant.analysis.ridge import Stack
 from histoquant.analysis.spine_scene import Scene, scene_of
 from histoquant.analysis.spine_shape import Shapes, shapes_of
-from histoquant.analysis.spines import Spots, spots_of
+from histoquant.analysis.spines import SURE, Spots, spots_of, weighed
 from histoquant.model import tables
 from histoquant.model.spine_settings import SpineSettings
 
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 NO_DIP = 0.85
 """Two heads with no more of a dip between them than to this share of the dimmer one are one spine."""
 
+TWO = 0.4
+"""Unless each has this score: neighbours too close for optics to part do; the second spot on a large head has not."""
+
 SAME_UM, SAME_DEPTH_UM = 0.6, 1.5
 """Heads found from two dendrites so near to each other are one spine, of the dendrite that is surer."""
 
 SHORT_UM = 0.8
 """Shorter paths have no sides to look at."""
-
 
 BESIDE_AXIS_UM = 2.0
 """Planes so near to the axis are seen in the picture of a straight dendrite."""
@@ -136,29 +138,27 @@ def find_spines(
         on = spine_rules.on_segment(spots.position_um, scene.length_um)
         shapes = shapes_of(scene, spots, resolution_um=settings.resolution_um, pixel_um=stack.voxel_um[2])
         found.append(Found(Shaft.of(scene), spots, shapes).take(on))
-    return _one_owner(found, branches, others)
+    return _weighed(_one_owner(found, branches, others), branches, settings.min_score)
 
 
 def _apart(scene: Scene, spots: Spots) -> NDArray[np.intp]:
     """Return the heads that are spines of their own: of several bright spots on one spine, the surest."""
     from scipy import ndimage
 
-    step = np.array(scene.straight.step_um)
-    place = spots.suw * step * (1.0, 1.0, 0.5)
-    kept: list[int] = []
+    place = spots.suw * np.array(scene.straight.step_um) * (1.0, 1.0, 0.5)
     peak = scene.rest[tuple(np.round(spots.suw).astype(int).T)]
-    for k in np.argsort(-spots.score, kind="stable"):
-        alone = True
-        for other in kept:
-            if np.linalg.norm(place[k] - place[other]) > 1.6:
-                continue
-            way = np.linspace(spots.suw[k], spots.suw[other], 12).T
-            between = ndimage.map_coordinates(scene.rest, way, order=1, mode="nearest").min()
-            if between > NO_DIP * min(peak[k], peak[other]):
-                alone = False
-                break
-        if alone:
-            kept.append(int(k))
+
+    def are_one(k: int, other: int) -> bool:
+        if np.linalg.norm(place[k] - place[other]) > 1.6:
+            return False
+        way = np.linspace(spots.suw[k], spots.suw[other], 12).T
+        between = ndimage.map_coordinates(scene.rest, way, order=1, mode="nearest").min()
+        return bool(between > NO_DIP * min(peak[k], peak[other]))
+
+    kept: list[int] = []
+    for k in np.argsort(-spots.score, kind="stable").tolist():
+        if spots.score[k] >= TWO or not any(are_one(k, other) for other in kept):
+            kept.append(k)
     return np.sort(np.array(kept, dtype=np.intp))
 
 
@@ -197,6 +197,31 @@ def _one_owner(found: list[Found | None], branches: Sequence[Branch], others: Se
     return [None if one is None else one.take(keep) for one, keep in zip(found, kept, strict=True)]
 
 
+def _weighed(found: list[Found | None], branches: Sequence[Branch], least: float) -> list[Found | None]:
+    """Weigh scores by the sure spines of the whole tree, so that its branches add up however it is cut into them."""
+    tree = trees_of(branches)
+    n_sure, whole_um = np.zeros(tree.max(initial=0) + 1, dtype=int), np.zeros(tree.max(initial=0) + 1)
+    for number, (branch, one) in enumerate(zip(branches, found, strict=True)):
+        whole_um[tree[number]] += length_um(branch.path)
+        n_sure[tree[number]] += 0 if one is None else int((one.spots.score >= SURE).sum())
+    per_10um = 10 * n_sure / np.maximum(whole_um, SHORT_UM)
+    kept: list[Found | None] = []
+    for number, one in enumerate(found):
+        if one is not None:
+            score = weighed(one.spots.score, per_10um[tree[number]])
+            one = replace(one, spots=replace(one.spots, score=score)).take(score >= least)
+        kept.append(one)
+    return kept
+
+
+def trees_of(branches: Sequence[Branch]) -> NDArray[np.int64]:
+    """Return which tree each branch is of, from 1 on."""
+    tree = np.zeros(len(branches), dtype=np.int64)
+    for number, branch in enumerate(branches):
+        tree[number] = tree[branch.parent] if branch.parent >= 0 else tree[:number].max(initial=0) + 1
+    return tree
+
+
 def _radius_of(found: Found | None) -> float:
     return 0.3 if found is None else float(np.median(found.shaft.radius_um))
 
@@ -223,9 +248,7 @@ def tables_of(
     whose = {"slide_id": "", "animal": "", "group": "", "region": ""} | (about or {})
     dendrites, rows, n_spines = [], [], 0
     names = [branch.name or str(number + 1) for number, branch in enumerate(branches)]
-    tree = np.zeros(len(branches), dtype=np.int64)
-    for number, branch in enumerate(branches):
-        tree[number] = tree[branch.parent] if branch.parent >= 0 else tree[:number].max(initial=0) + 1
+    tree = trees_of(branches)
     for number, (branch, one) in enumerate(zip(branches, found, strict=True)):
         length = length_um(branch.path, z_factor=settings.z_factor)
         stretch = length / max(branch.length_um, 1e-9)

@@ -2,6 +2,7 @@
 
     python workflows/benchmarks/spines.py length
     python workflows/benchmarks/spines.py phantoms [--stacks 8]
+    python workflows/benchmarks/spines.py few [--stacks 8]
     python workflows/benchmarks/spines.py twophoton DATA
     python workflows/benchmarks/spines.py meng DATA
     python workflows/benchmarks/spines.py large
@@ -108,10 +109,8 @@ def phantoms(stacks: int) -> None:
                 spines_per_10um=(0.0, 5.0, 10.0) if seed % 2 else (5.0, 15.0, 0.0),
             )  # fmt: skip
             drawn, stack = examples.phantom_stack(plan)
-            for one in drawn:
-                (branch,) = dendrites.lay_on_ridge(stack, [Branch(one.path[::4], name="1")])
-                others = [Branch(other.path) for other in drawn if other is not one]
-                (found,) = arbor.find_spines(stack, [branch], settings, others=others)
+            branches = dendrites.lay_on_ridge(stack, [Branch(one.path[::4], name="1") for one in drawn])
+            for one, branch, found in zip(drawn, branches, arbor.find_spines(stack, branches, settings), strict=True):
                 near = {"lateral_um": 0.5, "axial_um": max(1.0, z)}
                 hits = list(zip(*matched(found.spots.head_um, one.head, **near), strict=True))
                 clear = pairs(found.spots.head_um, one.head[~one.shadow], **near)
@@ -136,6 +135,27 @@ def phantoms(stacks: int) -> None:
             f"{without[:, 2].sum():.0f} spines found; worst length error {length_error:.4f}; "
             f"class right {wide[:, 2].mean():.3f}; true and told head widths, medians: "
             + ", ".join(f"{true:.3f} {told:.3f}" for true, told in sizes),
+            flush=True,
+        )
+
+
+def few(stacks: int) -> None:
+    """Print how many spines are found on dendrites that bear none, or few, traced with nothing beside them."""
+    for pixel, z, photons, blur in OPTICS:
+        told = []
+        for per_10um in (0.0, 1.0, 3.0):
+            true, found, right = 0, 0, 0
+            for seed in range(stacks):
+                rng = np.random.default_rng((seed, 2027, round(per_10um)))
+                one = examples.draw_tilted(float(rng.uniform(0, 30)), rng, per_10um)
+                plan = DendritePlan(pixel_size_um=pixel, z_step_um=z, photons=photons, blur=blur)
+                stack = examples.picture_of([one], plan, rng)
+                traced = dendrites.trace(stack, arbor.tracing_of(SETTINGS))
+                n = sum(len(here.spots) for here in arbor.find_spines(stack, traced, SETTINGS) if here)
+                true, found, right = true + len(one.head), found + n, right + (n == len(one.head))
+            told.append(f"{per_10um:g} per 10 um: {true} spines, found {found}, as many as there are on {right}")
+        print(
+            f"pixel {pixel:g}, z {z:g} um, {photons:g} photons, blur {blur:g}; {stacks} each: " + "; ".join(told),
             flush=True,
         )
 
@@ -221,7 +241,7 @@ def large() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["length", "phantoms", "twophoton", "meng", "large"])
+    parser.add_argument("what", choices=["length", "phantoms", "few", "twophoton", "meng", "large"])
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--stacks", type=int, default=4)
     given = parser.parse_args()
@@ -229,8 +249,8 @@ def main() -> None:
         if given.data is None:
             parser.error("say where the data are")
         {"twophoton": twophoton, "meng": meng}[given.what](given.data)
-    elif given.what == "phantoms":
-        phantoms(given.stacks)
+    elif given.what in ("phantoms", "few"):
+        {"phantoms": phantoms, "few": few}[given.what](given.stacks)
     else:
         {"length": length, "large": large}[given.what]()
 

@@ -1,0 +1,82 @@
+"""Which heads are spines of their own, and what doubtful ones are worth where there are no sure ones."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from histoquant.analysis import arbor, spines
+from histoquant.analysis.dendrites import Branch, lay_on_ridge
+from histoquant.analysis.ridge import Stack
+from histoquant.analysis.spine_scene import scene_of
+from histoquant.analysis.spine_shape import Shapes
+from histoquant.analysis.spines import Spots
+from histoquant.model.spine_settings import SpineSettings
+from histoquant.phantom import DendritePlan
+from histoquant.phantom.dendrites import draw_dendrite, moved, photograph
+
+
+def spots_of(suw, score):
+    """Heads at voxels of a straight picture of 0.1 um."""
+    suw = np.array(suw, dtype=float)
+    return Spots(suw, 0.1 * suw[:, ::-1], 0.1 * suw[:, ::-1], 0.1 * suw[:, 0], np.array(score, dtype=float))
+
+
+def test_doubtful_places_are_worth_a_third_of_the_odds_on_a_bare_dendrite():
+    score = np.array([0.25, 0.5, 0.75])
+    assert_allclose(spines.weighed(score, 0.0), [0.1, 0.25, 0.5])
+    assert_allclose(spines.weighed(score, 0.5), [1 / 7, 1 / 3, 0.6])
+    for enough in (2.0, 9.0):
+        assert_allclose(spines.weighed(score, enough), score)
+
+
+def test_close_heads_without_a_dip_are_two_where_both_are_likely():
+    light = np.ones((40, 20, 20), dtype=np.float32)
+    scene = SimpleNamespace(straight=SimpleNamespace(step_um=(0.1, 0.1, 0.1)), rest=light)
+    near, far = [(10, 10, 10), (15, 10, 10)], [(10, 10, 10), (30, 10, 10)]
+    for places, score, kept in (
+        (near, (0.9, 0.39), [0]),
+        (near, (0.39, 0.9), [1]),
+        (near, (0.9, 0.41), [0, 1]),
+        (far, (0.9, 0.3), [0, 1]),
+    ):
+        assert_array_equal(arbor._apart(scene, spots_of(places, score)), kept)
+    light[12:14] = 0.5
+    assert_array_equal(arbor._apart(scene, spots_of(near, (0.9, 0.3))), [0, 1])
+
+
+@pytest.mark.parametrize(("parent", "kept"), [(0, [3, 1]), (-1, [3, 0])])
+def test_sure_spines_anywhere_on_a_tree_vouch_for_doubtful_ones(parent, kept):
+    lines = [np.column_stack([np.zeros(101), np.zeros(101), np.linspace(a, a + 10, 101)]) for a in (0.0, 10.0)]
+    branches = [Branch(lines[0]), Branch(lines[1], parent=parent)]
+
+    def found(score):
+        n = len(score)
+        sizes = np.zeros(n)
+        return arbor.Found(
+            None, spots_of(np.zeros((n, 3)), score), Shapes(np.zeros((n, 3)), sizes, sizes, sizes, sizes, sizes)
+        )
+
+    weighed = arbor._weighed([found([0.9, 0.9, 0.9]), found([0.3])], branches, 0.25)
+    assert [len(one.spots) for one in weighed] == kept
+    if kept[1]:
+        # 1.5 sure ones on 10 um: odds of 3/7 times 2.5/3.
+        assert_allclose(weighed[1].spots.score, [5 / 19])
+    assert arbor._weighed([None, found([0.3])], branches, 0.25)[0] is None
+
+
+def test_a_bare_dendrite_in_little_light_has_no_spines():
+    rng = np.random.default_rng((4, 7))
+    drawn = draw_dendrite(np.zeros(3), float(rng.uniform(0, 90)), 0.0, 40.0, 0.0, rng)
+    plan = DendritePlan(pixel_size_um=0.13, z_step_um=1.0, photons=100, blur=1.2)
+    voxel = np.array([plan.z_step_um, plan.pixel_size_um, plan.pixel_size_um])
+    low, high = drawn.path.min(axis=0) - 4.0, drawn.path.max(axis=0) + 4.0
+    one = moved(drawn, -low)
+    pixels = photograph([one], tuple(np.ceil((high - low) / voxel).astype(int) + 1), plan, rng).astype(np.float32)
+    stack = Stack(pixels - np.median(pixels), tuple(voxel))
+    (branch,) = lay_on_ridge(stack, [Branch(one.path[::4])])
+    settings = SpineSettings()
+    assert len(spines.spots_of(scene_of(stack, branch.path, reach_um=4.0), settings.min_score)) >= 3
+    (found,) = arbor.find_spines(stack, [branch], settings)
+    assert not len(found.spots)
