@@ -84,6 +84,8 @@ def analyse_stack(
         branches = traces_on(stack, read_traces(traced, voxel[1]), traced.name)
     progress("spines")
     found = arbor.find_spines(stack, branches, settings)
+    flat = projection(stack)
+    del stack  # the most of what is in memory: what follows makes room for pictures
     about = {"slide_id": _stem(path)} | dict(about or {})
     dendrites, spines = arbor.tables_of(branches, found, settings, flags=flags, about=about)
     progress("writing")
@@ -98,7 +100,7 @@ def analyse_stack(
     title = f"{about['slide_id']}: {len(dendrites)} dendrite(s), {length:,.0f} µm, {n} spines"
     with store.whole_file(out / "overview.png") as file:
         draw_dendrites(
-            Path(file), projection(stack), voxel[1], title=title, paths=[branch.path for branch in branches],
+            Path(file), flat, voxel[1], title=title, paths=[branch.path for branch in branches],
             names=list(dendrites["dendrite_id"]), spines=spines,
         )  # fmt: skip
     strips = [

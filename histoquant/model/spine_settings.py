@@ -44,7 +44,12 @@ class SpineSettings(BaseModel):
         4.0, ge=1, le=10, title="Reach (um)", description="How far from a dendrite's axis heads are looked for."
     )
     min_score: float = Field(
-        0.25, gt=0, lt=1, title="Score", description="A place counts as the head of a spine from this score on."
+        0.25,
+        gt=0,
+        lt=1,
+        title="Score",
+        description="A place counts as the head of a spine from this score on. Odds are lowered on dendrites that bear "
+        "few sure spines, to a third where there are none.",
     )
     resolution_um: float = Field(
         0.25,

@@ -436,7 +436,8 @@ SPINES: Schema = {
 }
 """``z_um``, ``y_um``, ``x_um`` are the centre of the head; um = index x voxel, so that the centre of a stack's first
 voxel is at 0. ``head_width_um`` and ``head_area_um2`` are without the blur that the recipe's ``resolution_um`` says,
-and no head is told to be smaller than 0.4 of that; ``neck_width_um`` is as it looks."""
+and no head is told to be smaller than 0.4 of that; ``neck_width_um`` is as it looks. ``score``, 0 to 1, is what
+the network says, its odds lowered on trees that bear fewer than 2 sure spines per 10 um."""
 
 FAILURES: Schema = {"slide": "str", "stage": "str", "error": "str", "remedy": "str"}
 
