@@ -31,19 +31,20 @@ def test_doubtful_places_are_worth_a_third_of_the_odds_on_a_bare_dendrite():
         assert_allclose(spines.weighed(score, enough), score)
 
 
-def test_close_heads_without_a_dip_are_two_where_both_are_likely():
+def test_heads_without_a_dip_are_two_where_both_are_likely_and_one_lies_over_the_other():
     light = np.ones((40, 20, 20), dtype=np.float32)
     scene = SimpleNamespace(straight=SimpleNamespace(step_um=(0.1, 0.1, 0.1)), rest=light)
-    near, far = [(10, 10, 10), (15, 10, 10)], [(10, 10, 10), (30, 10, 10)]
-    for places, score, kept in (
-        (near, (0.9, 0.39), [0]),
-        (near, (0.39, 0.9), [1]),
-        (near, (0.9, 0.41), [0, 1]),
+    here, over, beside, far = (10, 10, 5), (10, 10, 14), (15, 10, 5), (30, 10, 5)
+    for other, score, kept in (
+        (over, (0.9, 0.39), [0]),
+        (over, (0.39, 0.9), [1]),
+        (over, (0.9, 0.41), [0, 1]),
+        (beside, (0.9, 0.8), [0]),
         (far, (0.9, 0.3), [0, 1]),
     ):
-        assert_array_equal(arbor._apart(scene, spots_of(places, score)), kept)
+        assert_array_equal(arbor._apart(scene, spots_of([here, other], score)), kept)
     light[12:14] = 0.5
-    assert_array_equal(arbor._apart(scene, spots_of(near, (0.9, 0.3))), [0, 1])
+    assert_array_equal(arbor._apart(scene, spots_of([here, beside], (0.9, 0.3))), [0, 1])
 
 
 @pytest.mark.parametrize(("parent", "kept"), [(0, [3, 1]), (-1, [3, 0])])

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 NO_DIP = 0.85
 """Two heads with no more of a dip between them than to this share of the dimmer one are one spine."""
 
-TWO = 0.4
-"""Unless each has this score: neighbours too close for optics to part do; the second spot on a large head has not."""
+LIKELY, TALL_UM = 0.4, 0.8
+"""Unless both have this score and one lies so far above the other: no head is as tall, and light is smeared along z."""
 
 SAME_UM, SAME_DEPTH_UM = 0.6, 1.5
 """Heads found from two dendrites so near to each other are one spine, of the dendrite that is surer."""
@@ -145,19 +145,20 @@ def _apart(scene: Scene, spots: Spots) -> NDArray[np.intp]:
     """Return the heads that are spines of their own: of several bright spots on one spine, the surest."""
     from scipy import ndimage
 
-    place = spots.suw * np.array(scene.straight.step_um) * (1.0, 1.0, 0.5)
+    place = spots.suw * np.array(scene.straight.step_um)
     peak = scene.rest[tuple(np.round(spots.suw).astype(int).T)]
 
-    def are_one(k: int, other: int) -> bool:
-        if np.linalg.norm(place[k] - place[other]) > 1.6:
+    def are_one(k: int, surer: int) -> bool:
+        off = place[k] - place[surer]
+        if np.linalg.norm(off * (1.0, 1.0, 0.5)) > 1.6 or (spots.score[k] >= LIKELY and abs(off[2]) >= TALL_UM):
             return False
-        way = np.linspace(spots.suw[k], spots.suw[other], 12).T
+        way = np.linspace(spots.suw[k], spots.suw[surer], 12).T
         between = ndimage.map_coordinates(scene.rest, way, order=1, mode="nearest").min()
-        return bool(between > NO_DIP * min(peak[k], peak[other]))
+        return bool(between > NO_DIP * min(peak[k], peak[surer]))
 
     kept: list[int] = []
     for k in np.argsort(-spots.score, kind="stable").tolist():
-        if spots.score[k] >= TWO or not any(are_one(k, other) for other in kept):
+        if not any(are_one(k, surer) for surer in kept):
             kept.append(k)
     return np.sort(np.array(kept, dtype=np.intp))
 
