@@ -31,7 +31,7 @@ def test_doubtful_places_are_worth_a_third_of_the_odds_on_a_bare_dendrite():
         assert_allclose(spines.weighed(score, enough), score)
 
 
-def test_heads_without_a_dip_are_two_where_both_are_likely_and_one_lies_over_the_other():
+def test_heads_without_a_dip_are_two_where_both_are_likely_and_one_is_far_above_or_much_dimmer():
     light = np.ones((40, 20, 20), dtype=np.float32)
     scene = SimpleNamespace(straight=SimpleNamespace(step_um=(0.1, 0.1, 0.1)), rest=light)
     here, over, beside, far = (10, 10, 5), (10, 10, 14), (15, 10, 5), (30, 10, 5)
@@ -43,6 +43,10 @@ def test_heads_without_a_dip_are_two_where_both_are_likely_and_one_lies_over_the
         (far, (0.9, 0.3), [0, 1]),
     ):
         assert_array_equal(arbor._apart(scene, spots_of([here, other], score)), kept)
+    for dim, score, kept in ((0.5, 0.8, [0, 1]), (0.5, 0.39, [0]), (0.7, 0.8, [0])):
+        light[13:] = dim
+        assert_array_equal(arbor._apart(scene, spots_of([here, beside], (0.9, score))), kept)
+    light[13:] = 1.0
     light[12:14] = 0.5
     assert_array_equal(arbor._apart(scene, spots_of([here, beside], (0.9, 0.3))), [0, 1])
 

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 NO_DIP = 0.85
 """Two heads with no more of a dip between them than to this share of the dimmer one are one spine."""
 
-LIKELY, TALL_UM = 0.4, 0.8
-"""Unless both have this score and one lies so far above the other: no head is as tall, and light is smeared along z."""
+LIKELY, TALL_UM, EVEN = 0.4, 0.8, 0.6
+"""Unless both have this score, and one lies so far above the other or has less than this share of its light. No head is
+as tall, or as uneven: what fills the dip is the blur of the brighter one, or that along z."""
 
 SAME_UM, SAME_DEPTH_UM = 0.6, 1.5
 """Heads found from two dendrites so near to each other are one spine, of the dendrite that is surer."""
@@ -149,12 +150,14 @@ def _apart(scene: Scene, spots: Spots) -> NDArray[np.intp]:
     peak = scene.rest[tuple(np.round(spots.suw).astype(int).T)]
 
     def are_one(k: int, surer: int) -> bool:
-        off = place[k] - place[surer]
-        if np.linalg.norm(off * (1.0, 1.0, 0.5)) > 1.6 or (spots.score[k] >= LIKELY and abs(off[2]) >= TALL_UM):
+        off, light = place[k] - place[surer], sorted((peak[k], peak[surer]))
+        if np.linalg.norm(off * (1.0, 1.0, 0.5)) > 1.6:
+            return False
+        if spots.score[k] >= LIKELY and (abs(off[2]) >= TALL_UM or light[0] < EVEN * light[1]):
             return False
         way = np.linspace(spots.suw[k], spots.suw[surer], 12).T
         between = ndimage.map_coordinates(scene.rest, way, order=1, mode="nearest").min()
-        return bool(between > NO_DIP * min(peak[k], peak[surer]))
+        return bool(between > NO_DIP * light[0])
 
     kept: list[int] = []
     for k in np.argsort(-spots.score, kind="stable").tolist():
