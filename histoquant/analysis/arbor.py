@@ -111,17 +111,13 @@ def tracing_of(settings: SpineSettings) -> Tracing:
     )
 
 
-def find_spines(
-    stack: Stack, branches: Sequence[Branch], settings: SpineSettings, *, others: Sequence[Branch] = ()
-) -> list[Found | None]:
+def find_spines(stack: Stack, branches: Sequence[Branch], settings: SpineSettings) -> list[Found | None]:
     """Find the spines of dendrites; each belongs to one.
 
     Parameters
     ----------
     branches : sequence of Branch
         On their ridges.
-    others : sequence of Branch
-        More dendrites that are in the picture, whose shafts are no spines of these.
 
     Returns
     -------
@@ -139,7 +135,7 @@ def find_spines(
         on = spine_rules.on_segment(spots.position_um, scene.length_um)
         shapes = shapes_of(scene, spots, resolution_um=settings.resolution_um, pixel_um=stack.voxel_um[2])
         found.append(Found(Shaft.of(scene), spots, shapes).take(on))
-    return _weighed(_one_owner(found, branches, others), branches, settings.min_score)
+    return _weighed(_one_owner(found, branches), branches, settings.min_score)
 
 
 def _apart(scene: Scene, spots: Spots) -> NDArray[np.intp]:
@@ -166,10 +162,9 @@ def _apart(scene: Scene, spots: Spots) -> NDArray[np.intp]:
     return np.sort(np.array(kept, dtype=np.intp))
 
 
-def _one_owner(found: list[Found | None], branches: Sequence[Branch], others: Sequence[Branch]) -> list[Found | None]:
+def _one_owner(found: list[Found | None], branches: Sequence[Branch]) -> list[Found | None]:
     """Drop what is another dendrite's shaft, and of a spine found from two dendrites the less sure."""
     shafts = [(branch.path, _radius_of(one)) for branch, one in zip(branches, found, strict=True)]
-    shafts += [(branch.path, 0.5) for branch in others]
     kept: list[NDArray[np.bool_]] = []
     for number, one in enumerate(found):
         keep = np.ones(0 if one is None else len(one.spots), dtype=bool)
