@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from histoquant.analysis.paths import Points, along_um, length_um
+from histoquant.analysis.dendrite_joins import joins
+from histoquant.analysis.paths import Points, along_um
+from histoquant.analysis.ridge import Stack
 from histoquant.analysis.tube_voxels import SMEAR
 
 COVER_UM = 1.0
@@ -17,21 +19,19 @@ COVER_UM = 1.0
 GHOST_UM, GHOST_RATIO, GHOST_SHARE = 8.0, 2.0, 0.6
 """A line is a ghost when a line this many times brighter lies over or under this share of it, so near in depth."""
 
-TOUCHING_UM = 3.0
-"""Ends as near as this are joined whichever way they point: dendrites curl."""
-
-SHARE_OF_GAP = 0.6
-"""Of the widest gap between two ends, over which an end is joined to a dendrite's flank."""
-
-JOIN_COSINE = 0.6
-"""Two ends face each other when the gap goes on within 53 degrees of both."""
-
 SHARP_COSINE, SHARP_UM = -0.3, 4.0
 """No dendrite turns by more than 107 degrees between so much before a place and so much after it."""
 
 
 def joined(
-    points: Points, pairs: NDArray[np.intp], *, spur_um: float, gap_um: float, min_length_um: float
+    stack: Stack,
+    points: Points,
+    pairs: NDArray[np.intp],
+    light: NDArray[np.float32],
+    *,
+    spur_um: float,
+    gap_um: float,
+    min_length_um: float,
 ) -> list[list[int]]:
     """Return chains of points between branch points and ends, without spurs and with gaps closed.
 
@@ -40,14 +40,16 @@ def joined(
     points : (n, 3) float, um
     pairs : (k, 2) int
         Points that follow each other.
+    light : (n,) float
+        At the points.
     spur_um, gap_um, min_length_um : float
         As in `histoquant.analysis.dendrites.Tracing`.
     """
     chains = _without_spurs(points, pairs, spur_um)
-    joins = _joins(points, chains, gap_um, min_length_um)
-    if joins:
+    found = joins(stack, points, chains, light, gap_um=gap_um, min_length_um=min_length_um)
+    if found:
         kept = np.concatenate([np.stack([chain[:-1], chain[1:]], axis=1) for chain in map(np.array, chains)])
-        chains = _without_spurs(points, np.concatenate([kept, np.array(joins)]), spur_um)
+        chains = _without_spurs(points, np.concatenate([kept, np.array(found)]), spur_um)
     return chains
 
 
@@ -143,72 +145,3 @@ def _chains(n: int, pairs: NDArray[np.intp]) -> list[list[int]]:
             done |= {(start, step), (chain[-1], chain[-2])}
             chains.append(chain)
     return chains
-
-
-def _joins(points: Points, chains: list[list[int]], gap_um: float, min_length_um: float) -> list[tuple[int, int]]:
-    """Return pairs of points to be joined, without loops: ends that face each other, and ends that face a flank."""
-    count: dict[int, int] = {}
-    for chain in chains:
-        for end in (chain[0], chain[-1]):
-            count[end] = count.get(end, 0) + 1
-    ends, ways, tree_of = [], [], []
-    parent = list(range(len(chains)))
-    at: dict[int, int] = {}
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
-    for number, chain in enumerate(chains):
-        for end in (chain[0], chain[-1]):
-            if end in at:
-                parent[root(number)] = root(at[end])
-            at[end] = number
-    flattened = points / (SMEAR, 1.0, 1.0)
-    for number, chain in enumerate(chains):
-        if length_um(points[np.array(chain)]) < 1.0:
-            continue
-        for line in (chain, chain[::-1]):
-            if count[line[0]] == 1:
-                way = flattened[line[0]] - flattened[line[min(len(line) - 1, 12)]]
-                ends.append(line[0])
-                ways.append(way / max(np.linalg.norm(way), 1e-9))
-                tree_of.append(number)
-    if not ends:
-        return []
-    place, way = flattened[np.array(ends)], np.array(ways)
-    gap = place[None] - place[:, None]
-    size = np.linalg.norm(gap, axis=2)
-    unit = gap / np.maximum(size, 1e-9)[..., None]
-    facing = np.minimum((unit * way[:, None]).sum(axis=2), -(unit * way[None]).sum(axis=2))
-    near = (size <= gap_um) & ((facing > JOIN_COSINE) | (size < TOUCHING_UM)) & (size > 0)
-    joins, used = [], set()
-    for i, j in sorted(zip(*np.nonzero(np.triu(near)), strict=True), key=lambda pair: size[pair]):
-        if i in used or j in used or root(tree_of[i]) == root(tree_of[j]):
-            continue
-        used |= {i, j}
-        parent[root(tree_of[i])] = root(tree_of[j])
-        joins.append((ends[i], ends[j]))
-    # An end of a whole dendrite may also point at the flank of another, from which it branches off.
-    whole: dict[int, list[int]] = {}
-    for number, chain in enumerate(chains):
-        whole.setdefault(root(number), []).extend((chain[0], chain[-1]))
-    long = {tree for tree, of in whole.items() if np.linalg.norm(np.ptp(flattened[of], axis=0)) >= min_length_um}
-    members = np.concatenate([np.array(chain) for chain in chains])
-    chain_of = np.repeat(np.arange(len(chains)), [len(chain) for chain in chains])
-    close = cKDTree(flattened[members]).query_ball_point(place, SHARE_OF_GAP * gap_um)
-    for i, found in enumerate(close):
-        if i in used or not found or root(tree_of[i]) not in long:
-            continue
-        step = flattened[members[found]] - place[i]
-        far = np.linalg.norm(step, axis=1)
-        ahead = (step @ way[i]) / np.maximum(far, 1e-9)
-        for k in np.argsort(far, kind="stable"):
-            other = int(chain_of[found[k]])
-            if ahead[k] > JOIN_COSINE and root(other) != root(tree_of[i]) and root(other) in long:
-                long.add(root(other))
-                parent[root(tree_of[i])] = root(other)
-                joins.append((ends[i], int(members[found[k]])))
-                break
-    return joins

@@ -19,8 +19,10 @@ ANEW_UM, BEYOND_UM = 3.0, 5.0
 BEFORE_UM = 8.0
 """The light is compared with that of so much of the path before."""
 
-FALLS_TO = 0.4
-"""A tube ends where blurred light falls to half; what it is compared with is a little too bright, by its spines."""
+FALLS_TO, LATELY_UM, FAINTEST = 0.4, 0.6, 0.3
+"""A tube ends where blurred light falls to half of what it lately was; shafts are often dim at their ends, so not of
+what it was before them. A little less than half, as noise makes the brightest of a few too bright. Fainter than this
+share of the shaft before is never what the light is compared with."""
 
 GAP_UM = 0.8
 """A darker place no longer than this is not the end."""
@@ -31,10 +33,11 @@ NEARLY_STRAIGHT = 0.9
 STEP_UM, AHEAD_UM, BLUR_UM = 0.2, 1.0, 0.25
 
 TURNS_DEG = (8.0, 16.0, 24.0)
-PER_DEG = 0.004
-"""Light over the shaft's that must be gained for a turn of a degree; a shaft bends gently, a spine stands off."""
+PER_DEG, PLAIN = 0.004, 0.8
+"""Light over the shaft's that must be gained for a turn of a degree; a shaft bends gently, a spine stands off. Places
+this bright are all the same: spines are brighter than the shaft."""
 
-STIFF = 0.7
+STIFF = 0.8
 """How much of its way a step keeps."""
 
 
@@ -91,16 +94,18 @@ def _walked(
 ) -> Points | None:
     """Walk straight on along the light; return the points from the first on, or None if the light does not end."""
     ahead_um = np.linspace(STEP_UM, AHEAD_UM, 5)[:, None]
-    walked, last = [at], 0
+    walked, last, lately = [at], 0, [float(lit(at[None])[0])]
     while (len(walked) - last) * STEP_UM <= GAP_UM:
         if len(walked) * STEP_UM > at_most_um:
             return None
         ways, turns = _ways(way, flat=flat)
-        seen = np.minimum(lit(walked[-1] + ways[:, None] * ahead_um), 1.2).mean(axis=1)
+        seen = np.minimum(lit(walked[-1] + ways[:, None] * ahead_um), PLAIN).mean(axis=1)
         way = _unit(STIFF * way + (1 - STIFF) * ways[(seen - PER_DEG * turns).argmax()])
         walked.append(walked[-1] + STEP_UM * way)
-        if lit(walked[-1][None])[0] >= FALLS_TO:
+        light = float(lit(walked[-1][None])[0])
+        if light >= FALLS_TO * float(np.clip(max(lately), FAINTEST, 1.0)):
             last = len(walked) - 1
+            lately = [*lately, light][-round(LATELY_UM / STEP_UM) :]
     return np.array(walked[: last + 1])
 
 

@@ -88,17 +88,19 @@ def trace(stack: Stack, how: Tracing) -> list[Branch]:
     """
     small = Coarse.of(stack)
     tubes = tube_voxels(tubularity(small, how.radii_um), how.contrast, small.voxel_um)
-    points = tubes.voxels * np.array(small.voxel_um)
+    # A coarse pixel's centre lies half a block further than its first fine one's.
+    shift = np.array([0.0, 0.5, 0.5]) * (np.array(small.voxel_um) - np.array(stack.voxel_um))
+    points = tubes.voxels * np.array(small.voxel_um) + shift
     pairs = _centre_lines(tubes, points, how.spur_um)
     if not len(pairs):
         return []
-    # A coarse pixel's centre lies half a block further than its first fine one's.
-    shift = np.array([0.0, 0.5, 0.5]) * (np.array(small.voxel_um) - np.array(stack.voxel_um))
     thickness = np.zeros(len(points), dtype=np.float32)
     for z in np.unique(tubes.voxels[:, 0]):
         here = tubes.voxels[:, 0] == z
         thickness[here] = ndimage.gaussian_filter(small.plane(int(z)), 1)[tuple(tubes.voxels[here, 1:].T)]
-    chains = joined(points, pairs, spur_um=how.spur_um, gap_um=how.gap_um, min_length_um=how.min_length_um)
+    chains = joined(
+        stack, points, pairs, thickness, spur_um=how.spur_um, gap_um=how.gap_um, min_length_um=how.min_length_um
+    )
     chains = without_turns(points, without_ghosts(points, chains, thickness, how.spur_um), how.min_length_um)
     branches: list[Branch] = []
     for tree in _trees(chains, points, thickness):
@@ -110,7 +112,7 @@ def trace(stack: Stack, how: Tracing) -> list[Branch]:
         orders = branch_orders([parent for _, parent in tree])
         starts = [chain[0] for chain, _ in tree]
         for (chain, parent), order in zip(tree, orders, strict=True):
-            path = smooth_path(points[np.array(chain)] + shift, small.voxel_um)
+            path = smooth_path(points[np.array(chain)], small.voxel_um)
             path = on_ridge(stack, path, reach_um=RIDGE_REACH_UM)
             forks = (starts.count(chain[0]) > 1 or parent >= 0, chain[-1] in starts)
             path = to_ends(stack, path, (not forks[0], not forks[1]))
