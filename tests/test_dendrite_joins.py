@@ -82,9 +82,9 @@ def test_a_shaft_that_is_dim_before_its_end_is_followed_to_it():
     assert found[-1, 2] == pytest.approx(25, abs=0.35)
 
 
-@pytest.mark.parametrize("seed", [1007, 2045, 2078, 2084])
-def test_dendrites_that_cross_are_whole_and_apart(seed):
-    # Ends over each other, gaps where another dendrite passes over, a spine beside an end.
+@pytest.mark.parametrize(("seed", "within"), [(1007, 0.02), (1034, 0.007), (2045, 0.02), (2078, 0.02), (2084, 0.02)])
+def test_dendrites_that_cross_are_whole_and_apart(seed, within):
+    # Ends over each other, ends that waver in depth, gaps where another dendrite passes over, a spine beside an end.
     plan = DendritePlan(pixel_size_um=0.13, z_step_um=1.0)
     rng = np.random.default_rng((seed, 7))
     drawn, shape = draw_stack(plan, float(rng.uniform(0.8, 1.7)), rng)
@@ -95,4 +95,4 @@ def test_dendrites_that_cross_are_whole_and_apart(seed):
     assert len(found) == len(drawn)
     for one in drawn:
         (own,) = [branch for branch in found if np.median(paths.foot_of(branch.path, one.path).distance_um) < 0.5]
-        assert own.length_um == pytest.approx(one.total_um, rel=0.02)
+        assert own.length_um == pytest.approx(one.total_um, rel=within)

@@ -116,6 +116,7 @@ def trace(stack: Stack, how: Tracing) -> list[Branch]:
             path = on_ridge(stack, path, reach_um=RIDGE_REACH_UM)
             forks = (starts.count(chain[0]) > 1 or parent >= 0, chain[-1] in starts)
             path = to_ends(stack, path, (not forks[0], not forks[1]))
+            path = on_ridge(stack, path, reach_um=RIDGE_REACH_UM)  # what was walked wavers, most of all in depth
             branches.append(Branch(path, parent + first if parent >= 0 else -1, int(order), forks))
     return branches
 

@@ -93,6 +93,21 @@ def length() -> None:
     size = np.abs(errors)
     print(f"  {(size <= 0.02).sum()} of 40 within 2 %; mean size {size.mean():.4f}, mean {np.mean(errors):+.4f}, worst")
     print("  " + ", ".join(f"{errors[k]:+.4f}" for k in np.argsort(-size)[:4]))
+    print("\nstacks of three dendrites each, two of which cross, traced: length / true - 1")
+    errors, missed = [], 0
+    for seed in range(60):
+        pixel, z = OPTICS[seed % 3][:2]
+        drawn, stack = examples.phantom_stack(DendritePlan(pixel_size_um=pixel, z_step_um=z, seed=800_000 + seed))
+        found = dendrites.trace(stack, arbor.tracing_of(SETTINGS))
+        for one in drawn:
+            own = [b for b in found if np.median(paths.foot_of(b.path, one.path).distance_um) < 0.5]
+            missed += len(own) != 1
+            errors += [own[0].length_um / one.total_um - 1] if len(own) == 1 else []
+    size = np.abs(errors)
+    print(
+        f"  {len(size)} in one piece, {missed} not; {(size <= 0.02).sum()} of them within 2 %; mean size {size.mean():.4f}"
+    )
+    print("  worst " + ", ".join(f"{errors[k]:+.4f}" for k in np.argsort(-size)[:4]))
 
 
 OPTICS = ((0.065, 0.3, 150, 1.0), (0.1, 0.5, 150, 1.0), (0.13, 1.0, 150, 1.0), (0.13, 1.0, 100, 1.2))
