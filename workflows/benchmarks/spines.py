@@ -104,7 +104,7 @@ def length() -> None:
             missed += len(own) != 1
             errors += [own[0].length_um / one.total_um - 1] if len(own) == 1 else []
     size = np.abs(errors)
-    print(f"  {len(size)} in one piece, {missed} not; {(size <= 0.02).sum()} of these within 2 %, mean {size.mean():.4f}")
+    print(f"  {len(size)} in one piece, {missed} not; {(size <= 0.02).sum()} within 2 %, mean {size.mean():.4f}")
     print("  worst " + ", ".join(f"{errors[k]:+.4f}" for k in np.argsort(-size)[:4]))
 
 
