@@ -65,7 +65,7 @@ class Tracing:
     spur_um : float
         Side branches up to this length are spines or noise.
     gap_um : float
-        Ends that face each other over so much dark are joined.
+        Ends this near are joined: through the dark if they face each other, else where light goes on.
     contrast : float
         Least answer as a dendrite, in robust standard deviations of the background's.
     """

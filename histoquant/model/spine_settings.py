@@ -38,7 +38,11 @@ class SpineSettings(BaseModel):
         5.0, gt=0, le=50, title="Spur (um)", description="Side branches up to this length are not dendrites."
     )
     gap_um: float = Field(
-        6.0, ge=0, le=50, title="Gap (um)", description="Ends that face each other over so much dark are joined."
+        6.0,
+        ge=0,
+        le=50,
+        title="Gap (um)",
+        description="Ends this near are joined: through the dark if they face each other.",
     )
     reach_um: float = Field(
         4.0, ge=1, le=10, title="Reach (um)", description="How far from a dendrite's axis heads are looked for."
