@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from histoquant.analysis.paths import Points, along_um, frames, length_um, resampled
+from histoquant.analysis.paths import Points, along_um, frames, length_um, resampled, units
 from histoquant.analysis.ridge import Stack
 
 ANEW_UM, BEYOND_UM = 3.0, 5.0
@@ -64,7 +64,7 @@ def _to_end(stack: Stack, path: Points) -> Points:
     kept = path[left >= ANEW_UM]
     before = kept[left[: len(kept)] <= ANEW_UM + BEFORE_UM]
     flat = np.array([0.0 if stack.flat else 1.0, 1.0, 1.0])
-    way = _unit((kept[-1] - before[len(before) // 2]) * flat)
+    way = units((kept[-1] - before[len(before) // 2]) * flat)
     box, corner = stack.around(np.concatenate([before, kept[-1:] + (ANEW_UM + BEYOND_UM) * way]), 2.5)
     box = box.blurred(BLUR_UM)
     level = float(np.median(box.at(resampled(before, 0.1) - corner)))
@@ -78,15 +78,11 @@ def _to_end(stack: Stack, path: Points) -> Points:
     if walked is None:
         return path
     ahead = (path[-1] - walked[-1]) * flat
-    straight = _unit(ahead) @ _unit(walked[-1] - kept[-1] + way) > NEARLY_STRAIGHT
+    straight = units(ahead) @ units(walked[-1] - kept[-1] + way) > NEARLY_STRAIGHT
     if straight and float(np.linalg.norm(ahead)) > GAP_UM and lit(path[left <= AHEAD_UM]).max() >= FALLS_TO:
         # The light goes on after a longer gap, which the tracing bridged.
-        kept, walked = path, _walked(lit, path[-1], _unit(ahead), BEYOND_UM, flat=stack.flat)
+        kept, walked = path, _walked(lit, path[-1], units(ahead), BEYOND_UM, flat=stack.flat)
     return path if walked is None else np.concatenate([kept, walked[1:]])
-
-
-def _unit(way: Points) -> Points:
-    return way / max(float(np.linalg.norm(way)), 1e-9)
 
 
 def _walked(
@@ -100,7 +96,7 @@ def _walked(
             return None
         ways, turns = _ways(way, flat=flat)
         seen = np.minimum(lit(walked[-1] + ways[:, None] * ahead_um), PLAIN).mean(axis=1)
-        way = _unit(STIFF * way + (1 - STIFF) * ways[(seen - PER_DEG * turns).argmax()])
+        way = units(STIFF * way + (1 - STIFF) * ways[(seen - PER_DEG * turns).argmax()])
         walked.append(walked[-1] + STEP_UM * way)
         light = float(lit(walked[-1][None])[0])
         if light >= FALLS_TO * float(np.clip(max(lately), FAINTEST, 1.0)):

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import DisjointSet
 from scipy.spatial import cKDTree
 
-from histoquant.analysis.paths import Points, along_um, length_um
+from histoquant.analysis.dendrite_ends import BLUR_UM
+from histoquant.analysis.paths import Points, along_um, length_um, units
 from histoquant.analysis.ridge import Stack
 from histoquant.analysis.tube_voxels import SMEAR
 
@@ -30,8 +31,6 @@ SHARE_OF_GAP = 0.6
 
 WAY_POINTS = 12
 """An end points to where it comes from so many points before."""
-
-BLUR_UM = 0.25
 
 
 def joins(
@@ -107,7 +106,7 @@ class _Lines:
                 if len(at[int(line[0])]) == 1:
                     near = np.flatnonzero(along_um(self.flattened[line]) <= HOOK_UM)
                     before = line[np.minimum(near + WAY_POINTS, len(line) - 1)]
-                    ends.append(_End(number, line[near], _units(self.flattened[line[near]] - self.flattened[before])))
+                    ends.append(_End(number, line[near], units(self.flattened[line[near]] - self.flattened[before])))
         return ends
 
     def lowest(self, one: NDArray[np.intp], other: NDArray[np.intp], a: int, b: int) -> NDArray[np.float64]:
@@ -122,7 +121,7 @@ class _Lines:
         """Return the two points near two ends that face each other over most light; None if none do."""
         gap = self.flattened[other.last][None] - self.flattened[one.last][:, None]
         far = np.linalg.norm(gap, axis=2)
-        gap = _units(gap)
+        gap = units(gap)
         facing = np.minimum((gap * one.ways[:, None]).sum(axis=2), -(gap * other.ways).sum(axis=2))
         able = (far <= gap_um) & (facing > HOOK_FACING)
         if not able.any():
@@ -130,10 +129,6 @@ class _Lines:
         lowest = np.where(able, self.lowest(one.last, other.last, one.of, other.of), -np.inf)
         i, j = np.unravel_index(int(lowest.argmax()), lowest.shape)
         return (int(one.last[i]), int(other.last[j])) if lowest[i, j] >= LIT else None
-
-
-def _units(ways: Points) -> Points:
-    return np.asarray(ways / np.maximum(np.linalg.norm(ways, axis=-1, keepdims=True), 1e-9))
 
 
 def _end_to_end(
@@ -151,7 +146,7 @@ def _end_to_end(
             if i in used or j in used or lines.trees.connected(one.of, other.of):
                 continue
             join, tips = None, (int(one.last[0]), int(other.last[0]))
-            gap = _units(place[j] - place[i])
+            gap = units(place[j] - place[i])
             if hooked:
                 join = lines.on_from_hooks(one, other, gap_um)
             elif min(gap @ one.ways[0], -gap @ other.ways[0]) > FACING:
@@ -186,7 +181,7 @@ def _end_to_flank(
         step = lines.flattened[members[flanks]] - place
         for k in np.argsort(np.linalg.norm(step, axis=1), kind="stable") if end.of in whole else ():
             other, flank = int(chain_of[flanks[k]]), members[flanks[k] : flanks[k] + 1]
-            ahead = other in whole and _units(step[k]) @ end.ways[0] > FACING
+            ahead = other in whole and units(step[k]) @ end.ways[0] > FACING
             if not ahead or lines.trees.connected(end.of, other):
                 continue
             if lines.lowest(end.last[:1], flank, end.of, other) >= DIM:

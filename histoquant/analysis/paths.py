@@ -24,6 +24,11 @@ STIFFEST = 1e7
 """Most weight of bending against distance: points in a line are given back as they are, to 1e-6 of a voxel."""
 
 
+def units(ways: Points) -> Points:
+    """Return vectors, (..., 3), at length 1; those of no length stay so."""
+    return np.asarray(ways / np.maximum(np.linalg.norm(ways, axis=-1, keepdims=True), 1e-9))
+
+
 def length_um(path: Points, *, z_factor: float = 1.0) -> float:
     """Return the length of a path.
 
