@@ -32,7 +32,7 @@ def scene(lines, lit=()):
 
 def places(lines, lit=()):
     stack, points, chains = scene(lines, lit)
-    found = joins(stack, points, chains, stack.at(points), gap_um=5.0, min_length_um=8.0)
+    found = joins(stack, points, chains, stack.at(points), spur_um=4.0, gap_um=5.0, min_length_um=8.0)
     return [points[list(pair)] for pair in found]
 
 
@@ -53,6 +53,22 @@ def test_a_shaft_goes_on_from_before_the_spine_that_a_piece_ends_on():
     assert pair[:, 2] == pytest.approx([12, 15.5], abs=3.1)
 
 
+def test_a_whole_dendrite_that_a_spine_piece_ends_goes_on_past_it():
+    shaft, piece = [(5.0, 5.0, 2.0), (5.0, 5.0, 12.0)], [(5.0, 5.6, 12.4), (5.0, 8.8, 12.4)]
+    on = [(5.0, 5.0, 15.5), (5.0, 5.0, 26.0)]
+    lit = [[shaft[1], piece[0]], [shaft[1], on[0]]]
+    first, *more = places([shaft, piece, on], lit)
+    assert first[:, 1] == pytest.approx([5, 5.6], abs=0.3)
+    (past,) = more
+    assert past[:, 2] == pytest.approx([12, 15.5], abs=0.8)
+    # Neither when the piece leads on, nor from what is no dendrite itself.
+    branch = [(5.0, 9.4, 12.4), (5.0, 18.0, 12.4)]
+    ends = {tuple(pair[:, 2].round()) for pair in places([shaft, piece, on, branch], [*lit, [piece[1], branch[0]]])}
+    assert ends == {(12, 12)}
+    stub = [(5.0, 5.0, 6.0), shaft[1]]
+    assert len(places([stub, piece, [on[0], (5.0, 5.0, 20.0)]], lit)) == 1
+
+
 def test_pieces_that_face_each_other_are_joined_in_the_dark():
     (pair,) = places([[(5.0, 5.0, 2.0), (5.0, 5.0, 12.0)], [(5.0, 5.0, 15.5), (5.0, 5.0, 26.0)]])
     assert pair[:, 2] == pytest.approx([12, 15.5], abs=STEP_UM)
@@ -68,8 +84,8 @@ def test_an_end_is_joined_to_the_flank_it_points_at_by_light_alone():
 def test_a_line_of_no_light_is_joined_to_none_that_it_touches():
     stack, points, chains = scene([[(5.0, 5.0, 2.0), (5.0, 5.0, 12.0)], [(5.0, 6.5, 2.0), (5.0, 6.5, 12.0)]])
     dark = ridge.Stack(np.zeros_like(stack.light), VOXEL)
-    assert joins(dark, points, chains, dark.at(points), gap_um=5.0, min_length_um=8.0) == []
-    assert joins(stack, points[:0], [], stack.at(points[:0]), gap_um=5.0, min_length_um=8.0) == []
+    assert joins(dark, points, chains, dark.at(points), spur_um=4.0, gap_um=5.0, min_length_um=8.0) == []
+    assert joins(stack, points[:0], [], stack.at(points[:0]), spur_um=4.0, gap_um=5.0, min_length_um=8.0) == []
 
 
 def test_a_shaft_that_is_dim_before_its_end_is_followed_to_it():

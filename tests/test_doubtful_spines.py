@@ -23,12 +23,48 @@ def spots_of(suw, score):
     return Spots(suw, 0.1 * suw[:, ::-1], 0.1 * suw[:, ::-1], 0.1 * suw[:, 0], np.array(score, dtype=float))
 
 
-def test_doubtful_places_are_worth_a_third_of_the_odds_on_a_bare_dendrite():
+def found_of(head_um, score):
+    """What is known of a dendrite's heads at places, um."""
+    spots, sizes = spots_of(10 * np.array(head_um, dtype=float)[:, ::-1], score), np.zeros(len(score))
+    return arbor.Found(None, spots, Shapes(spots.head_um, sizes, sizes, sizes, sizes, sizes))
+
+
+def test_doubtful_places_are_worth_a_fifth_of_the_odds_on_a_bare_dendrite():
     score = np.array([0.25, 0.5, 0.75])
-    assert_allclose(spines.weighed(score, 0.0), [0.1, 0.25, 0.5])
-    assert_allclose(spines.weighed(score, 0.5), [1 / 7, 1 / 3, 0.6])
+    assert_allclose(spines.weighed(score, np.zeros(3)), [1 / 16, 1 / 6, 3 / 8])
+    assert_allclose(spines.weighed(score, np.array([0.0, 0.75, 0.75])), [1 / 16, 1 / 3, 0.6])
     for enough in (2.0, 9.0):
-        assert_allclose(spines.weighed(score, enough), score)
+        assert_allclose(spines.weighed(score, np.full(3, enough)), score)
+
+
+def test_a_head_that_two_dendrites_claim_is_of_the_one_that_bears_spines():
+    here, beside, far = (5.0, 2.0, 2.0), (5.6, 2.3, 2.3), (5.0, 2.0, 3.0)
+
+    def owned(bare, spiny, likely=(0.5, 5.5)):
+        one, other = arbor._owned([found_of(*bare), found_of(*spiny)], np.array(likely))
+        return one.spots.score.tolist(), other.spots.score.tolist()
+
+    # Of the likelier one, and as sure as the surest is of it.
+    assert owned(([here], [0.7]), ([beside], [0.12])) == ([], [0.7])
+    assert owned(([here], [0.7]), ([beside], [0.12]), likely=(5.5, 5.5)) == ([0.7], [])
+    assert owned(([here], [0.9]), ([beside], [0.06])) == ([0.9], [])
+    # A head is no claim to another that lies far, and one claim takes no two heads.
+    assert owned(([here], [0.7]), ([far], [0.9])) == ([0.7], [0.9])
+    assert owned(([here, far], [0.7, 0.6]), ([beside], [0.8])) == ([0.6], [0.8])
+    assert arbor._owned([None, None], np.ones(2)) == [None, None]
+
+
+def test_a_neighbours_head_beside_a_bare_dendrite_is_no_spine_of_it(monkeypatch):
+    line = np.column_stack([np.zeros(201), np.zeros(201), np.linspace(0, 20, 201)])
+    branches = [Branch(line), Branch(line + np.array([0.0, 4.0, 0.0]))]
+    monkeypatch.setattr(arbor, "_radius_of", lambda one: 0.4)
+    bare = found_of([(0.0, 1.8, 10.0)], [0.7])
+    spiny = found_of([(0.0, 1.9, 10.1), *((0.0, 5.2, float(x)) for x in range(1, 19, 3))], [0.2] + 6 * [0.9])
+    one, other = arbor._one_owner([bare, spiny], branches)
+    assert (len(one.spots), len(other.spots)) == (0, 7)
+    assert_allclose(other.spots.score[0], 0.7)
+    one, other = arbor._one_owner([bare, spiny.take(np.arange(1))], branches)
+    assert (len(one.spots), len(other.spots)) == (1, 0)
 
 
 def test_heads_without_a_dip_are_two_where_both_are_likely_and_one_is_far_above_or_much_dimmer():
@@ -57,17 +93,15 @@ def test_sure_spines_anywhere_on_a_tree_vouch_for_doubtful_ones(parent, kept):
     branches = [Branch(lines[0]), Branch(lines[1], parent=parent)]
 
     def found(score):
-        n = len(score)
-        sizes = np.zeros(n)
-        return arbor.Found(
-            None, spots_of(np.zeros((n, 3)), score), Shapes(np.zeros((n, 3)), sizes, sizes, sizes, sizes, sizes)
-        )
+        return found_of(np.zeros((len(score), 3)), score)
 
     weighed = arbor._weighed([found([0.9, 0.9, 0.9]), found([0.3])], branches, 0.25)
     assert [len(one.spots) for one in weighed] == kept
     if kept[1]:
-        # 1.5 sure ones on 10 um: odds of 3/7 times 2.5/3.
-        assert_allclose(weighed[1].spots.score, [5 / 19])
+        # 1.5 sure ones on 10 um: odds of 3/7 times 2/2.5.
+        assert_allclose(weighed[1].spots.score, [12 / 47])
+        # The sure ones have one less, 1 on 10 um: odds of 9 times 1.5/2.5.
+        assert_allclose(weighed[0].spots.score, [27 / 32] * 3)
     assert arbor._weighed([None, found([0.3])], branches, 0.25)[0] is None
 
 

@@ -16,7 +16,7 @@ from histoquant.analysis.paths import Points, foot_of, length_um
 from histoquant.analysis.ridge import Stack
 from histoquant.analysis.spine_scene import Scene, scene_of
 from histoquant.analysis.spine_shape import Shapes, shapes_of
-from histoquant.analysis.spines import SURE, Spots, spots_of, weighed
+from histoquant.analysis.spines import BARE_PER_10UM, SURE, Spots, spots_of, weighed
 from histoquant.model import tables
 from histoquant.model.spine_settings import SpineSettings
 
@@ -31,7 +31,13 @@ LIKELY, TALL_UM, EVEN = 0.4, 0.8, 0.6
 as tall, or as uneven: what fills the dip is the blur of the brighter one, or that along z."""
 
 SAME_UM, SAME_DEPTH_UM = 0.6, 1.5
-"""Heads found from two dendrites so near to each other are one spine, of the dendrite that is surer."""
+"""Heads found from two dendrites so near to each other are one spine."""
+
+CLAIM = 0.1
+"""A dendrite of which this says that it bears a head may be its owner, if another is surer that the head is one."""
+
+MANY_PER_10UM = 5.0
+"""Of dendrites that claim one head, one with sure spines is the likelier owner; more of them than this add nothing."""
 
 SHORT_UM = 0.8
 """Shorter paths have no sides to look at."""
@@ -130,7 +136,7 @@ def find_spines(stack: Stack, branches: Sequence[Branch], settings: SpineSetting
             found.append(None)
             continue
         scene = scene_of(stack, branch.path, reach_um=settings.reach_um)
-        spots = spots_of(scene, settings.min_score)
+        spots = spots_of(scene, min(CLAIM, settings.min_score))
         spots = _taken(spots, _apart(scene, spots))
         on = spine_rules.on_segment(spots.position_um, scene.length_um)
         shapes = shapes_of(scene, spots, resolution_um=settings.resolution_um, pixel_um=stack.voxel_um[2])
@@ -163,7 +169,7 @@ def _apart(scene: Scene, spots: Spots) -> NDArray[np.intp]:
 
 
 def _one_owner(found: list[Found | None], branches: Sequence[Branch]) -> list[Found | None]:
-    """Drop what is another dendrite's shaft, and of a spine found from two dendrites the less sure."""
+    """Drop what is another dendrite's shaft, and let each spine be of one dendrite."""
     shafts = [(branch.path, _radius_of(one)) for branch, one in zip(branches, found, strict=True)]
     kept: list[NDArray[np.bool_]] = []
     for number, one in enumerate(found):
@@ -175,39 +181,61 @@ def _one_owner(found: list[Found | None], branches: Sequence[Branch]) -> list[Fo
             off = foot_of(one.spots.head_um / (3.0, 1.0, 1.0), path / (3.0, 1.0, 1.0))
             keep &= off.distance_um > 0.9 * radius
         kept.append(keep)
-    every = [
-        (-float(one.spots.score[i]), number, i)
-        for number, one in enumerate(found)
-        if one is not None
-        for i in np.flatnonzero(kept[number])
-    ]
-    taken: list[tuple[int, Points]] = []
-    for _, number, i in sorted(every):
-        one = found[number]
-        assert one is not None
-        head = one.spots.head_um[i]
-        for owner, place in taken:
-            apart = place - head
-            if owner != number and abs(apart[0]) < SAME_DEPTH_UM and np.hypot(apart[1], apart[2]) < SAME_UM:
-                kept[number][i] = False
-                break
-        else:
-            taken.append((number, head))
-    return [None if one is None else one.take(keep) for one, keep in zip(found, kept, strict=True)]
+    found = [None if one is None else one.take(keep) for one, keep in zip(found, kept, strict=True)]
+    n_sure, whole_um = _sure_on_tree(found, branches)
+    return _owned(found, BARE_PER_10UM + np.minimum(10 * n_sure / whole_um, MANY_PER_10UM))
+
+
+def _owned(found: list[Found | None], likely: Points) -> list[Found | None]:
+    """Give each spine that several dendrites claim to the one that is surer of it and bears more, with the best score.
+
+    Parameters
+    ----------
+    likely : (n,) float
+        How many spines to expect of each dendrite, against the others.
+    """
+    owner = np.repeat(np.arange(len(found)), [0 if one is None else len(one.spots) for one in found])
+    spots = [one.spots for one in found if one is not None]
+    if not len(owner):
+        return found
+    head, score = (np.concatenate([getattr(one, name) for one in spots]) for name in ("head_um", "score"))
+    claim = score * likely[owner]
+    told, free, kept = score.copy(), np.ones(len(owner), dtype=bool), np.ones(len(owner), dtype=bool)
+    for k in np.argsort(-score, kind="stable"):
+        if not free[k]:
+            continue
+        apart = np.abs(head - head[k])
+        same = free & (apart[:, 0] < SAME_DEPTH_UM) & (np.hypot(apart[:, 1], apart[:, 2]) < SAME_UM)
+        same &= owner != owner[k]
+        same[k] = True
+        best = np.flatnonzero(same)[claim[same].argmax()]
+        told[best] = score[k]
+        free &= ~same
+        kept &= ~same
+        kept[best] = True
+    owned: list[Found | None] = []
+    for number, one in enumerate(found):
+        own = owner == number
+        owned.append(one and replace(one, spots=replace(one.spots, score=told[own])).take(kept[own]))
+    return owned
+
+
+def _sure_on_tree(found: Sequence[Found | None], branches: Sequence[Branch]) -> tuple[NDArray[np.int64], Points]:
+    """Return how many sure spines each branch's whole tree bears, and its length, so that branches add up."""
+    tree = trees_of(branches)
+    sure = [0 if one is None else int((one.spots.score >= SURE).sum()) for one in found]
+    n_sure = np.bincount(tree, sure).astype(np.int64)
+    whole_um = np.bincount(tree, [length_um(branch.path) for branch in branches])
+    return n_sure[tree], np.maximum(whole_um[tree], SHORT_UM)
 
 
 def _weighed(found: list[Found | None], branches: Sequence[Branch], least: float) -> list[Found | None]:
-    """Weigh scores by the sure spines of the whole tree, so that its branches add up however it is cut into them."""
-    tree = trees_of(branches)
-    n_sure, whole_um = np.zeros(tree.max(initial=0) + 1, dtype=int), np.zeros(tree.max(initial=0) + 1)
-    for number, (branch, one) in enumerate(zip(branches, found, strict=True)):
-        whole_um[tree[number]] += length_um(branch.path)
-        n_sure[tree[number]] += 0 if one is None else int((one.spots.score >= SURE).sum())
-    per_10um = 10 * n_sure / np.maximum(whole_um, SHORT_UM)
+    """Weigh each score by the other sure spines of the whole tree and drop those below the least."""
     kept: list[Found | None] = []
-    for number, one in enumerate(found):
+    for one, n_sure, whole_um in zip(found, *_sure_on_tree(found, branches), strict=True):
         if one is not None:
-            score = weighed(one.spots.score, per_10um[tree[number]])
+            score = one.spots.score
+            score = weighed(score, 10 * (n_sure - (score >= SURE)) / whole_um)
             one = replace(one, spots=replace(one.spots, score=score)).take(score >= least)
         kept.append(one)
     return kept

@@ -46,7 +46,7 @@ def joined(
         As in `histoquant.analysis.dendrites.Tracing`.
     """
     chains = _without_spurs(points, pairs, spur_um)
-    found = joins(stack, points, chains, light, gap_um=gap_um, min_length_um=min_length_um)
+    found = joins(stack, points, chains, light, spur_um=spur_um, gap_um=gap_um, min_length_um=min_length_um)
     if found:
         kept = np.concatenate([np.stack([chain[:-1], chain[1:]], axis=1) for chain in map(np.array, chains)])
         chains = _without_spurs(points, np.concatenate([kept, np.array(found)]), spur_um)

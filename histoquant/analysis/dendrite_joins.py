@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,7 @@ def joins(
     chains: list[list[int]],
     light: NDArray[np.float32],
     *,
+    spur_um: float,
     gap_um: float,
     min_length_um: float,
 ) -> list[tuple[int, int]]:
@@ -55,7 +57,7 @@ def joins(
         Points of each line between branch points and ends.
     light : (n,) float
         At the points.
-    gap_um, min_length_um : float
+    spur_um, gap_um, min_length_um : float
         As in `histoquant.analysis.dendrites.Tracing`.
     """
     level = [float(np.median(light[np.array(chain)])) for chain in chains]
@@ -64,7 +66,7 @@ def joins(
     if not ends:
         return []
     place = lines.flattened[[end.last[0] for end in ends]]
-    joined, used = _end_to_end(lines, ends, place, gap_um)
+    joined, used = _end_to_end(lines, ends, place, gap_um, spur_um, min_length_um)
     free = [(end, at) for k, (end, at) in enumerate(zip(ends, place, strict=True)) if k not in used]
     return joined + _end_to_flank(lines, free, SHARE_OF_GAP * gap_um, min_length_um)
 
@@ -132,15 +134,16 @@ class _Lines:
 
 
 def _end_to_end(
-    lines: _Lines, ends: list[_End], place: Points, gap_um: float
+    lines: _Lines, ends: list[_End], place: Points, gap_um: float, spur_um: float, min_length_um: float
 ) -> tuple[list[tuple[int, int]], set[int]]:
     """Return the joins between ends, the nearest first, and which ends are used up."""
     near = cKDTree(place).query_pairs(gap_um, output_type="ndarray")
     far = np.linalg.norm(place[near[:, 0]] - place[near[:, 1]], axis=1)
     nearest = np.lexsort((near[:, 1], near[:, 0], far))
     joined: list[tuple[int, int]] = []
+    partner: dict[int, int] = {}
     used: set[int] = set()
-    for hooked in (False, True):
+    for hooked in (False, True, True):
         for (i, j), apart_um in zip(near[nearest].tolist(), far[nearest], strict=True):
             one, other = ends[i], ends[j]
             if i in used or j in used or lines.trees.connected(one.of, other.of):
@@ -155,9 +158,26 @@ def _end_to_end(
                 join = lines.on_from_hooks(one, other, gap_um) or tips
             if join is not None:
                 used |= {i, j}
+                partner |= {i: j, j: i}
                 lines.trees.merge(one.of, other.of)
                 joined.append(join)
-    return joined, used
+        if hooked:
+            used -= _led_nowhere(lines, ends, partner, spur_um, min_length_um)
+    return joined, set(partner)
+
+
+def _led_nowhere(
+    lines: _Lines, ends: list[_End], partner: dict[int, int], spur_um: float, min_length_um: float
+) -> set[int]:
+    """Return the ends of whole dendrites joined with no more than a spine, from which nothing goes on."""
+    of = [end.of for end in ends]
+    long_um = [length_um(lines.flattened[chain]) for chain in lines.chains]
+    joined = Counter(of[k] for k in partner)
+    return {
+        k
+        for k, other in partner.items()
+        if joined[of[other]] == 1 and long_um[of[other]] <= spur_um and long_um[of[k]] >= min_length_um
+    }
 
 
 def _end_to_flank(

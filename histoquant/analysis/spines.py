@@ -3,7 +3,7 @@
 The neighbourhood of the path is drawn straight (`histoquant.analysis.spine_scene`), and a small network says how sure
 each place there is the middle of a head (`histoquant.analysis.spine_network`). Each summit of that is a spine, which
 stands where the brightest way from its head meets the shaft. The network sees a few um at a time, and here and there
-takes noise beside a bare shaft for a head: what it says of a doubtful place is weighed by how many sure spines the
+takes noise beside a bare shaft for a head: what it says of a place is weighed by how many other sure spines the
 dendrite bears.
 """
 
@@ -25,9 +25,9 @@ LEAN_UM = 1.2
 SURE = 0.5
 """From this answer of the network on a spine is sure."""
 
-FEW_PER_10UM, BARE_PER_10UM = 2.0, 1.0
-"""Where there are fewer sure spines than `FEW_PER_10UM`, the odds of others go with their density plus `BARE_PER_10UM`:
-on a dendrite without any they are a third of what the network says."""
+FEW_PER_10UM, BARE_PER_10UM = 2.0, 0.5
+"""Where there are fewer other sure spines than `FEW_PER_10UM`, the odds of a spine go with their density plus
+`BARE_PER_10UM`: on a dendrite without any they are a fifth of what the network says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +56,17 @@ class Spots:
         return len(self.suw)
 
 
-def weighed(score: Points, sure_per_10um: float) -> Points:
-    """Return how sure spines are, told how many sure ones there are on their dendrite.
+def weighed(score: Points, others_per_10um: Points) -> Points:
+    """Return how sure spines are, told how many other sure ones there are on their dendrite.
 
     Parameters
     ----------
     score : array of float
         What the network says, 0 to 1.
-    sure_per_10um : float
-        Spines of `SURE` or more over the length of the dendrite.
+    others_per_10um : array of float
+        Other spines of `SURE` or more over the length of the dendrite: none vouches for itself.
     """
-    odds = (BARE_PER_10UM + min(sure_per_10um, FEW_PER_10UM)) / (BARE_PER_10UM + FEW_PER_10UM)
+    odds = (BARE_PER_10UM + np.minimum(others_per_10um, FEW_PER_10UM)) / (BARE_PER_10UM + FEW_PER_10UM)
     return np.asarray(odds * score / (odds * score + 1 - score))
 
 

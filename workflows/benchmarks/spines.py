@@ -97,7 +97,7 @@ def length() -> None:
     errors, missed = [], 0
     for seed in range(60):
         pixel, z = OPTICS[seed % 3][:2]
-        drawn, stack = examples.phantom_stack(DendritePlan(pixel_size_um=pixel, z_step_um=z, seed=800_000 + seed))
+        drawn, stack = examples.phantom_stack(DendritePlan(pixel_size_um=pixel, z_step_um=z, seed=860_000 + seed))
         found = dendrites.trace(stack, arbor.tracing_of(SETTINGS))
         for one in drawn:
             own = [b for b in found if np.median(paths.foot_of(b.path, one.path).distance_um) < 0.5]
@@ -118,7 +118,7 @@ def phantoms(stacks: int) -> None:
         for number, (pixel, z, photons, blur) in enumerate(OPTICS):
             settings = SETTINGS.model_copy(update={"resolution_um": FWHM * SIGMA_UM["spines"][2] * blur})
             plan = DendritePlan(
-                pixel_size_um=pixel, z_step_um=z, photons=photons, blur=blur, seed=900_000 + seed,
+                pixel_size_um=pixel, z_step_um=z, photons=photons, blur=blur, seed=930_000 + seed,
                 spines_per_10um=(0.0, 5.0, 10.0) if seed % 2 else (5.0, 15.0, 0.0),
             )  # fmt: skip
             drawn, stack = examples.phantom_stack(plan)
