@@ -72,8 +72,8 @@ def spines_methods(run: Run) -> Html:
         f"{'optical density' if dark else 'fluorescence'}; lengths are those of smoothed paths in um"
         + (f", depth times {settings['z_factor']:g}" if settings["z_factor"] != 1 else "")
         + ". Spines are places beside the shaft that a small network takes for their heads with at least "
-        f"{settings['min_score']:g}; where a dendrite bears few other sure ones, each needs more, and a head between two "
-        "dendrites is of the likelier. "
+        f"{settings['min_score']:g}; where a dendrite bears few other sure ones, each needs more, "
+        "and a head between two dendrites is of the likelier. "
         f"Widths of heads are without the optics' blur of {settings['resolution_um']:g} um. "
         "An animal's density is all its included spines over the length of all its included dendrites, those without "
         f"spines among them. Classes follow rule set {settings['rules']}. {CLASSES} "
