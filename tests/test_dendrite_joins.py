@@ -65,8 +65,9 @@ def test_a_whole_dendrite_that_a_spine_piece_ends_goes_on_past_it():
     branch = [(5.0, 9.4, 12.4), (5.0, 18.0, 12.4)]
     ends = {tuple(pair[:, 2].round()) for pair in places([shaft, piece, on, branch], [*lit, [piece[1], branch[0]]])}
     assert ends == {(12, 12)}
-    stub = [(5.0, 5.0, 6.0), shaft[1]]
+    stub, longer = [(5.0, 5.0, 6.0), shaft[1]], [piece[0], (5.0, 11.0, 12.4)]
     assert len(places([stub, piece, [on[0], (5.0, 5.0, 20.0)]], lit)) == 1
+    assert len(places([shaft, longer, on], lit)) == 1
 
 
 def test_pieces_that_face_each_other_are_joined_in_the_dark():

@@ -14,7 +14,7 @@ from histoquant.analysis.spine_shape import Shapes
 from histoquant.analysis.spines import Spots
 from histoquant.model.spine_settings import SpineSettings
 from histoquant.phantom import DendritePlan
-from histoquant.phantom.dendrites import draw_dendrite, moved, photograph
+from histoquant.phantom.dendrites import draw_dendrite, draw_stack, moved, photograph
 
 
 def spots_of(suw, score):
@@ -65,6 +65,13 @@ def test_a_neighbours_head_beside_a_bare_dendrite_is_no_spine_of_it(monkeypatch)
     assert_allclose(other.spots.score[0], 0.7)
     one, other = arbor._one_owner([bare, spiny.take(np.arange(1))], branches)
     assert (len(one.spots), len(other.spots)) == (1, 0)
+    # From 5 per 10 um on, more spines are no better claim.
+    many = [
+        found_of([(0.0, 1.8, 10.0)] + n * [(0.0, y, 1.0)], [score] + n * [0.9])
+        for y, n, score in ((-1, 10, 0.7), (5, 40, 0.3))
+    ]
+    one, other = arbor._one_owner(many, branches)
+    assert (len(one.spots), len(other.spots)) == (11, 40)
 
 
 def test_heads_without_a_dip_are_two_where_both_are_likely_and_one_is_far_above_or_much_dimmer():
@@ -103,6 +110,20 @@ def test_sure_spines_anywhere_on_a_tree_vouch_for_doubtful_ones(parent, kept):
         # The sure ones have one less, 1 on 10 um: odds of 9 times 1.5/2.5.
         assert_allclose(weighed[0].spots.score, [27 / 32] * 3)
     assert arbor._weighed([None, found([0.3])], branches, 0.25)[0] is None
+
+
+def test_a_bare_dendrite_that_a_spiny_one_crosses_has_no_spines():
+    plan = DendritePlan(pixel_size_um=0.1, z_step_um=0.5, seed=920_002, spines_per_10um=(5.0, 15.0, 0.0))
+    rng = np.random.default_rng(plan.seed)
+    drawn, shape = draw_stack(plan, 1.0, rng)
+    pixels = photograph(drawn, shape, plan, rng)
+    stack = Stack(pixels, (plan.z_step_um, plan.pixel_size_um, plan.pixel_size_um), float(np.median(pixels)))
+    branches = lay_on_ridge(stack, [Branch(one.path[::4]) for one in drawn])
+    alone = arbor.find_spines(stack, branches[2:], SpineSettings())
+    together = arbor.find_spines(stack, branches, SpineSettings())
+    assert len(alone[0].spots) == 1
+    assert len(together[2].spots) == 0
+    assert len(together[1].spots) == pytest.approx(len(drawn[1].head), rel=0.1)
 
 
 def test_a_bare_dendrite_in_little_light_has_no_spines():
