@@ -238,5 +238,5 @@ def test_recipes_of_spines_are_checked(tmp_path):
         read_recipe(shipped_recipe("spines_golgi"))
     assert (
         parse_recipe(golgi).fingerprint()
-        != parse_recipe(golgi.replace("min_score = 0.25", "min_score = 0.6")).fingerprint()
+        != parse_recipe(golgi.replace("min_score = 0.15", "min_score = 0.6")).fingerprint()
     )
