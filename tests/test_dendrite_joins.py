@@ -42,6 +42,11 @@ def test_ends_over_each_other_are_joined_by_light_alone():
     assert places([over, under]) == []
     (pair,) = places([over, under], lit=[[over[1], under[1]]])
     assert sorted(pair[:, 0]) == pytest.approx([4, 10])
+    # Transmitted light leaves some between any two.
+    stack, points, chains = scene([over, under])
+    for left, n in ((0.14, 0), (0.2, 1)):
+        haze = ridge.Stack(np.maximum(stack.light, left), VOXEL)
+        assert len(joins(haze, points, chains, haze.at(points), spur_um=4.0, gap_um=5.0, min_length_um=8.0)) == n
 
 
 def test_a_shaft_goes_on_from_before_the_spine_that_a_piece_ends_on():
@@ -97,6 +102,21 @@ def test_a_shaft_that_is_dim_before_its_end_is_followed_to_it():
     path = paths.resampled(np.array([(6.0, 4.0, 5.0), (6.0, 4.0, 24.0)]), 0.25)
     found = dendrite_ends.to_ends(stack, path, (False, True))
     assert found[-1, 2] == pytest.approx(25, abs=0.35)
+
+
+def test_a_path_that_ends_on_a_long_spine_is_walked_on_along_the_shaft():
+    z, y, x = np.arange(0, 12, 1.0)[:, None, None], np.arange(0, 12, 0.2)[:, None], np.arange(0, 30, 0.2)
+    shaft = np.exp(-(((z - 6) / 1.0) ** 2) - ((y - 4) / 0.5) ** 2) * (x <= 25)
+    spine = 0.2 * np.exp(-(((z - 6) / 1.0) ** 2) - ((x - 23) / 0.3) ** 2) * ((y > 4) & (y < 8.5))
+    noise = np.random.default_rng(0).normal(0, 0.01, shaft.shape)
+    stack = ridge.Stack((np.maximum(shaft, spine) + noise).astype(np.float32), (1.0, 0.2, 0.2))
+    path = paths.resampled(np.array([(6.0, 4.0, 5.0), (6.0, 4.0, 23.0), (6.0, 8.2, 23.0)]), 0.25)
+    ended = dendrite_ends.to_ends(stack, path, (False, True))
+    assert ended[-1] == pytest.approx([6, 4, 25], abs=0.5)
+    assert paths.length_um(ended) == pytest.approx(20, abs=0.5)
+    # What is as short as most spines is walked anew with the rest.
+    short = path[path[:, 1] < 6]
+    assert len(dendrite_ends._without_spine(stack, short)) == len(short)
 
 
 @pytest.mark.parametrize(("seed", "within"), [(1007, 0.02), (1034, 0.007), (2045, 0.02), (2078, 0.02), (2084, 0.02)])

@@ -55,8 +55,20 @@ def to_ends(stack: Stack, path: Points, free: tuple[bool, bool]) -> Points:
     for is_free in free:
         path = path[::-1]  # the beginning first, and the right way round after two
         if is_free and length_um(path) > 3 * ANEW_UM:
-            path = _to_end(stack, path)
+            path = _to_end(stack, _without_spine(stack, path))
     return path
+
+
+def _without_spine(stack: Stack, path: Points) -> Points:
+    """Return a path without a spine at its end so long that no shaft is walked anew."""
+    left = length_um(path) - along_um(path)
+    near = np.flatnonzero(left <= ANEW_UM + BEFORE_UM)
+    box, corner = stack.around(path[near], 2.5)
+    light = box.blurred(BLUR_UM).at(path[near] - corner)
+    level = float(np.median(light[left[near] >= ANEW_UM]))
+    bright = near[light >= PLAIN * level]
+    dim = light[np.searchsorted(-left[near], -ANEW_UM)] < FAINTEST * level
+    return path[: bright[-1] + 1] if dim and len(bright) else path
 
 
 def _to_end(stack: Stack, path: Points) -> Points:

@@ -18,10 +18,10 @@ from histoquant.analysis.tube_voxels import SMEAR
 FACING = 0.6
 """Cosine: two ends face each other when the gap goes on within 53 degrees of both. It may be dark."""
 
-TOUCHING_UM, DIM = 3.0, 0.1
+TOUCHING_UM, DIM = 3.0, 0.16
 """Ends as near as this may point anywhere, as dendrites curl, if no place between them has less than this share of the
-dimmer line's light. In phantoms the darkest place between pieces of one dendrite had 0.3 and more, between the ends of
-two 0.03 and less; in vivo 0.15 and more."""
+dimmer line's light. In phantoms the darkest place between pieces of one dendrite had 0.3 and more, between two
+dendrites 0.03 and less, in transmitted light 0.15 and less."""
 
 HOOK_UM, HOOK_FACING, LIT = 3.0, 0.85, 0.3
 """So much of a line before its end may lead to a spine, so that it does not face where the shaft goes on. Then the
